@@ -1,0 +1,34 @@
+"""The two errors a user of Kinfold meets.
+
+The command line turns `InputError` into exit status 2 and `RunError` into exit status 1, each with its
+message as one line, so messages name the argument, the value it had, and what to do about it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """An argument, a file or a configuration that cannot be used as given."""
+
+
+class RunError(RuntimeError):
+    """A run that started from good input and could not be finished."""
+
+
+def unknown(argument: str, value: object, known: Iterable[str]) -> InputError:
+    """Returns the error for a name that is not in a table: it lists the table and the nearest entry.
+
+    Args:
+        argument: what the user set, as they know it, such as `"transfer"`.
+        value: what they set it to.
+        known: the names that would have been accepted.
+
+    Example:
+        >>> print(unknown("transfer", "amtoo", ["amto", "none"]))
+        transfer: unknown name 'amtoo', did you mean 'amto'? Known: amto, none.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return InputError(f"{argument}: unknown name {value!r}{hint} Known: {', '.join(names)}.")
