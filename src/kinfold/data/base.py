@@ -1,0 +1,149 @@
+"""The seam between a format and the rest.
+
+Labelled rows (`Dataset`), fitted preprocessing (`Encoder`), and the encoded rows a model reads (`Inputs`).
+A format is one file that gives a `Dataset`. Its preprocessing is fitted once, on the unsealed rows, and not per
+task: otherwise column widths would differ between tasks and a copied model would meet another scaler. Once
+fitted, an encoder is plain data (`Encoder.spec`) and goes into `model.json`, so that prediction needs no pickle.
+
+Example:
+    >>> from kinfold.data import from_arrays
+    >>> dataset = from_arrays(torch.zeros(4, 2), ["yes", "no", "no", "yes"])
+    >>> dataset.target.labels, dataset.target.values.tolist()
+    (('no', 'yes'), [1, 0, 0, 1])
+    >>> inputs = dataset.fit(np.arange(3)).encode(dataset.features)
+    >>> inputs.rows(torch.tensor([[0, 1]])).shape
+    torch.Size([1, 2, 2])
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Shaped, UInt64
+from torch import Tensor
+
+Kind: TypeAlias = Literal["classification", "regression"]
+Label: TypeAlias = str | int | float | bool
+Rows: TypeAlias = Tensor | tuple[Tensor, ...]
+"""What a model is called with: one tensor, or a tuple of tensors that become its positional arguments."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be predicted.
+
+    Attributes:
+        kind: classification or regression.
+        values: int64 [N] class numbers 0 … C−1, or float64 [N] or [N, K] values.
+        labels: class c as the user wrote it, C of them in sorted order; None for regression.
+        name: the column's name, or None.
+    """
+
+    kind: Kind
+    values: Shaped[Tensor, "N *K"]
+    labels: tuple[Label, ...] | None = None
+    name: str | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model must give per row: classes, or regression targets."""
+        if self.labels is not None:
+            return len(self.labels)
+        return 1 if self.values.ndim == 1 else int(self.values.shape[1])
+
+
+class Inputs(abc.ABC):
+    """Encoded rows, in memory or read as they are asked for."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def rows(self, index: Int64[Tensor, "*axes"]) -> Rows:
+        """Returns the rows at `index`: tensors [*axes, *shape of a row] on the index's device."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Inputs":
+        """Returns the same rows with floating values as `dtype`, kept on `device` where they are in memory."""
+        del device, dtype
+        return self
+
+
+class TensorInputs(Inputs):
+    """Rows held in one tensor [N, …], once, whatever the number of tasks."""
+
+    def __init__(self, values: Shaped[Tensor, "N *shape"]):
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self, index: Int64[Tensor, "*axes"]) -> Tensor:
+        return self.values[index]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "TensorInputs":
+        floating = self.values.is_floating_point()
+        return TensorInputs(self.values.to(device, dtype if floating else self.values.dtype))
+
+
+class Encoder(abc.ABC):
+    """Fitted preprocessing: turns a format's raw features into `Inputs`."""
+
+    kind: str
+    """The encoder's name in `kinfold.data.ENCODERS`, under which `model.json` keeps it."""
+
+    @property
+    @abc.abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one encoded row, without the batch axis; models by name are sized by it."""
+
+    @abc.abstractmethod
+    def encode(self, features: Any) -> Inputs:
+        """Returns the encoded rows of `features`, labelled or not.
+
+        Raises:
+            InputError: the features do not fit what the encoder was fitted to (missing column, other width,
+                a NaN or infinity where none may be), naming the column or row.
+        """
+
+    @abc.abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """Returns the fitted state as JSON values (floats round-trip exactly)."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_spec(cls, spec: dict[str, Any]) -> "Encoder":
+        """Returns the encoder that `spec` describes."""
+
+
+@dataclass(frozen=True)
+class Dataset(abc.ABC):
+    """Labelled rows, with nothing fitted to them yet.
+
+    Attributes:
+        name: a short name for messages and the run directory, such as `digits`.
+        features: the raw features, in whatever form the format's encoder reads.
+        target: what is to be predicted.
+        groups: [N] group of each row (rows of one group are never divided by a grouped split), or None.
+        times: [N] sortable time of each row (for ordered splits), or None.
+        standardised: whether this format brings features, and regression targets for training, to standard units.
+    """
+
+    standardised: ClassVar[bool] = False
+    name: str
+    features: Any
+    target: Target
+    groups: Shaped[np.ndarray, " N"] | None = None
+    times: Shaped[np.ndarray, " N"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.target.values)
+
+    @abc.abstractmethod
+    def fit(self, rows: Int64[np.ndarray, " rows"]) -> Encoder:
+        """Returns an encoder fitted to the given rows only."""
+
+    @abc.abstractmethod
+    def fingerprints(self) -> UInt64[np.ndarray, " N"]:
+        """Returns a hash of each row's features, equal for rows with equal features (for the split audit)."""

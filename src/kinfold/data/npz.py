@@ -1,0 +1,74 @@
+"""`.npz` archives of numpy arrays: `X`, `y`, and `groups` and `times` where there are any."""
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+
+from kinfold.data.arrays import ArrayDataset, from_arrays
+from kinfold.data.base import Kind, Label
+from kinfold.errors import InputError
+from kinfold.importing import one_line
+
+FEATURES = ("X", "x", "features", "data")
+TARGETS = ("y", "labels", "targets", "target")
+
+
+def from_npz(path: Path, *, kind: Kind | None = None, labels: Sequence[Label] | None = None) -> ArrayDataset:
+    """Returns a data set of the arrays in an archive; features are not scaled.
+
+    Args:
+        path: a file as `numpy.savez` writes it, its features under one of `FEATURES` and its targets under one
+            of `TARGETS`; optionally `groups` and `times`.
+        kind: `classification` or `regression` where the type of the targets says otherwise.
+        labels: the classes of an earlier run, in its order.
+
+    Raises:
+        InputError: no such file, a damaged archive, pickled objects in it, no array of the needed names, and
+            all that `from_arrays` raises.
+    """
+    arrays = _read_npz(path)
+    return from_arrays(
+        _pick(arrays, FEATURES, path),
+        _pick(arrays, TARGETS, path),
+        name=path.stem,
+        labels=labels,
+        groups=arrays.get("groups"),
+        times=arrays.get("times"),
+        kind=kind,
+    )
+
+
+def npz_features(path: Path) -> Shaped[np.ndarray, "..."]:
+    """Returns the features in an archive, which need not hold targets.
+
+    Raises:
+        InputError: as for `from_npz`.
+    """
+    return _pick(_read_npz(path), FEATURES, path)
+
+
+def _read_npz(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise TypeError("it is one array without a name")
+            return dict(archive)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file.") from None
+    except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read as .npz of plain arrays ({one_line(error)}).") from None
+
+
+def _pick(
+    arrays: Mapping[str, Shaped[np.ndarray, "..."]], names: Sequence[str], path: Path
+) -> Shaped[np.ndarray, "..."]:
+    for name in names:
+        if name in arrays:
+            return arrays[name]
+    held = ", ".join(arrays) or "nothing"
+    raise InputError(f"{path}: has no array called {' or '.join(names)}; it holds {held}.")

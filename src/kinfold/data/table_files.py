@@ -1,0 +1,153 @@
+"""Tables in files: CSV, which is read strictly, and Parquet."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinfold.errors import InputError, unknown
+from kinfold.files import write_bytes
+from kinfold.importing import one_line
+
+if TYPE_CHECKING:  # importing pandas takes long, and arrays do without it
+    import pandas
+
+MISSING = ("", "NA", "NaN", "nan", "NULL", "null")
+"""What a missing value may be written as in a CSV file."""
+
+_DELIMITERS = (",", ";", "\t")
+
+
+def read_csv(path: Path) -> "pandas.DataFrame":
+    r"""Returns a CSV file as a table; its first line names the columns.
+
+    The delimiter is the one of comma, semicolon and tab that divides the first line most. A missing value is an
+    empty field or one of `MISSING`. Every row must have as many fields as the first line: a row that was cut off
+    is an error, not a row of missing values.
+
+    Args:
+        path: a UTF-8 text file.
+
+    Raises:
+        InputError: no such file, no UTF-8 text, no rows, a column without a name or with another's, a row with
+            too few or too many fields, an open quotation mark; the line is named.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "a.csv")
+        ...     _ = path.write_text("size;name\n1;'a, b'\n")
+        ...     read_csv(path).to_dict("list")
+        {'size': [1], 'name': ["'a, b'"]}
+    """
+    import pandas as pd
+
+    content = _read_bytes(path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8 CSV.") from None
+    if "\0" in text:
+        raise InputError(f"{path}: holds binary data where CSV text is needed.")
+    delimiter = max(_DELIMITERS, key=lambda each: len(next(_records(path, text, each, strict=False), (0, []))[1]))
+    header = _check_records(path, text, delimiter)
+    return pd.read_csv(
+        io.StringIO(text, newline=""),
+        sep=delimiter,
+        header=0,
+        index_col=False,
+        keep_default_na=False,
+        na_values=list(MISSING),
+        low_memory=False,  # one type a column, not one a chunk
+        skip_blank_lines=len(header) > 1,  # a blank line in a single column is a missing value
+    )
+
+
+def _records(path: Path, text: str, delimiter: str, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of the line a record ends on, and its fields."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict)
+    try:
+        for record in reader:
+            yield reader.line_num, record
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: line {reader.line_num} cannot be read as CSV ({error}); correct its quotation marks."
+        ) from None
+
+
+def _check_records(path: Path, text: str, delimiter: str) -> list[str]:
+    """Returns the names of the columns, having counted the fields of every record."""
+    records = _records(path, text, delimiter, strict=True)
+    _, header = next(records, (0, []))
+    if not header:
+        raise InputError(f"{path}: line 1 is empty; give a line of column names and rows below it.")
+    for number, name in enumerate(header):
+        if not name.strip():
+            raise InputError(f"{path}: column {number} (from 0) has no name in line 1; name it or remove it.")
+        if name in header[:number]:
+            raise InputError(f"{path}: two columns are called {name!r}; rename one.")
+    rows = 0
+    for line, record in records:
+        if record and len(record) != len(header):
+            raise InputError(
+                f"{path}: line {line} has {len(record)} fields where line 1 has {len(header)}; complete or remove it."
+            )
+        rows += bool(record)
+    if rows == 0:
+        raise InputError(f"{path}: has column names and no rows; give one row at least.")
+    return header
+
+
+def read_parquet(path: Path) -> "pandas.DataFrame":
+    """Returns a Parquet file as a table.
+
+    Raises:
+        InputError: pyarrow is not installed, no such file, a damaged file.
+    """
+    import pandas as pd
+
+    _require_pyarrow(path)
+    content = _read_bytes(path)
+    try:
+        return pd.read_parquet(io.BytesIO(content), engine="pyarrow")
+    except Exception as error:  # pyarrow has many errors for a damaged file
+        raise InputError(f"{path}: cannot be read as Parquet ({one_line(error)}).") from None
+
+
+def write_table(path: Path, frame: "pandas.DataFrame") -> None:
+    """Writes a table as CSV or Parquet, by the path's ending, whole or not at all.
+
+    Raises:
+        InputError: the path ends otherwise, or pyarrow is needed and not installed.
+    """
+    writers: dict[str, Callable[[], bytes]] = {
+        ".csv": lambda: frame.to_csv(index=False).encode(),
+        ".parquet": lambda: _parquet(path, frame),
+    }
+    if path.suffix.lower() not in writers:
+        raise unknown("out: file format", path.suffix, writers)
+    write_bytes(path, writers[path.suffix.lower()]())
+
+
+def _parquet(path: Path, frame: "pandas.DataFrame") -> bytes:
+    _require_pyarrow(path)
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, engine="pyarrow", index=False)
+    return buffer.getvalue()
+
+
+def _require_pyarrow(path: Path) -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise InputError(f"{path}: Parquet needs pyarrow; install kinfold[parquet].") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}).") from None
