@@ -1,0 +1,127 @@
+"""What an engine is: it knows T and devices, and no mathematics of transfer.
+
+Legend: T tasks, N rows, C classes or outputs.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped
+from torch import Tensor, nn
+
+from kinfold.data.base import Inputs
+from kinfold.methods.base import Method
+from kinfold.tasks.objective import Objective
+from kinfold.tasks.order import Segment
+from kinfold.tasks.update import MakeOptimizer, MakeScheduler
+from kinfold.transfer.base import Outcome, Plan
+
+_CPU = torch.device("cpu")
+
+Precision: TypeAlias = Literal["float32", "bf16", "float64"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine is to train.
+
+    Attributes:
+        model: a module (every task's start) or a factory.
+        inputs: encoded rows, N.
+        targets: [N] class numbers, or float values.
+        train: [T, N] the tasks' training rows.
+        validation: [T, N] their validation rows.
+        objective: loss and metric.
+        optimizer: one maker, or T.
+        scheduler: maker of a schedule stepped once a period, or None.
+        methods: chain of training methods, in order.
+        batch_size: B.
+        accumulate: batches whose mean gradient makes one optimizer step.
+        clip_norm: greatest gradient norm of a task, or None.
+        shared_start: whether a factory is called once for all tasks.
+        better: what decides first, `metric` or `loss`.
+        seed: of everything random.
+        device: where the tasks live.
+        precision: `bf16` keeps parameters in float32 and computes the forward pass under autocast.
+    """
+
+    model: nn.Module | Callable[[], nn.Module]
+    inputs: Inputs
+    targets: Shaped[Tensor, "N *K"]
+    train: Bool[Tensor, "T N"]
+    validation: Bool[Tensor, "T N"]
+    objective: Objective
+    optimizer: MakeOptimizer | Sequence[MakeOptimizer]
+    scheduler: MakeScheduler | None
+    methods: tuple[Method, ...] = ()
+    batch_size: int = 64
+    accumulate: int = 1
+    clip_norm: float | int | None = None
+    shared_start: bool = False
+    better: Literal["metric", "loss"] = "metric"
+    seed: int = 0
+    device: torch.device = _CPU
+    precision: Precision = "float32"
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return len(self.train)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters and inputs."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+
+class Engine(abc.ABC):
+    """Trains, scores and changes T tasks. One subclass is one way of running them."""
+
+    name: str
+
+    @abc.abstractmethod
+    def train(self, segment: Segment) -> Float[Tensor, " T"]:
+        """Trains every task over a stretch of a period; returns each task's mean loss over its batches."""
+
+    @abc.abstractmethod
+    def score(self) -> Float[Tensor, "T 2"]:
+        """Returns each task's (metric, higher is better; loss) on its own validation rows, in float64."""
+
+    @abc.abstractmethod
+    def predict(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m C"]:
+        """Returns all tasks' outputs on the same rows, on the CPU; of the best snapshots if `best`."""
+
+    @abc.abstractmethod
+    def snapshot(self, tasks: Bool[Tensor, " T"]) -> None:
+        """Keeps some tasks' present parameters as their best."""
+
+    @abc.abstractmethod
+    def apply(self, plan: Plan, period: int) -> Outcome:
+        """Carries out a plan, trial included."""
+
+    @abc.abstractmethod
+    def end_period(self, scores: Float[Tensor, "T 2"]) -> None:
+        """Steps the schedules, and tells the methods that a period ended with these scores."""
+
+    @abc.abstractmethod
+    def export(self, task: int) -> nn.Module:
+        """Returns the best snapshot of a task as a module in eval mode on the CPU."""
+
+    @abc.abstractmethod
+    def learning_rates(self) -> list[float]:
+        """Returns each task's learning rate, [T]."""
+
+    @abc.abstractmethod
+    def visits(self) -> int:
+        """Returns how many rows the tasks have trained on so far, counted with repetition."""
+
+    @abc.abstractmethod
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns (tensors, JSON values): everything that `restore` needs to go on bit for bit."""
+
+    @abc.abstractmethod
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Puts back what `state` returned, in an engine started on the same job."""

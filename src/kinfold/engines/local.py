@@ -1,0 +1,569 @@
+"""What the engines of one process share: everything but the order of steps and how one task's step is lifted.
+
+Legend: T tasks, k some of them, N rows, m rows asked for, B batch, C classes or outputs.
+"""
+
+import abc
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kinfold import random
+from kinfold.engines.base import Engine, Job
+from kinfold.engines.lift import Lift, detached
+from kinfold.engines.moves import blended, donors_of, layers_of, moved
+from kinfold.errors import InputError
+from kinfold.methods.base import (
+    Batch,
+    Inner,
+    Method,
+    Model,
+    Params,
+    Rows,
+    State,
+    ValueAndGrad,
+    overrides,
+)
+from kinfold.selection.better import better
+from kinfold.tasks.order import Segment, row_orders, steps_in
+from kinfold.tasks.state import TaskStack, build_starts, export_module, forward, materialise, stack_models
+from kinfold.tasks.update import Updater, clip_rows
+from kinfold.transfer.base import Cross, Mix, Outcome, Plan, Restart, Teach, Tune
+
+_RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets all take part
+
+
+class LocalEngine(Engine):
+    """An engine in this process. A subclass says how to lift one task's functions, and in which order to step."""
+
+    fuse: bool
+    """Whether optimizer steps of all tasks come together, and may be fused."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.device, self.dtype = job.device, job.dtype
+        self.inputs = job.inputs.to(self.device, self.dtype)
+        floating = job.targets.is_floating_point()
+        self.targets = job.targets.to(self.device, self.dtype if floating else torch.int64)
+        self.stack = self._fresh(generation=0)
+        self.updater = Updater(self.stack.params, job.optimizer, job.scheduler, self.fuse)
+        self.states: list[State] = [self._start_method(method) for method in job.methods]
+        self.best = self._evaluated().clone()
+        self.best_states: list[State] = [  # of the best snapshots, for the methods that export from it
+            {name: value.clone() for name, value in state.items()} if overrides(method, "export") else {}
+            for method, state in zip(job.methods, self.states, strict=True)
+        ]
+        self.lesson: Teach | None = None
+        self._partly_labelled = False
+        self.layers = layers_of([*self.stack.params, *self.stack.buffers])
+        self._keys = torch.stack([random.key(job.seed, "method", t) for t in range(job.tasks)]).to(self.device)
+        self._visits = 0
+        self._accumulated: dict[int, tuple[Params, int]] = {}
+
+    # -- what a subclass decides ------------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def lift(self) -> Lift:
+        """How one task's function becomes a function of k tasks."""
+
+    @abc.abstractmethod
+    def _lanes(self) -> list[list[int]]:
+        """Which tasks go through a segment together; one lane after another."""
+
+    @abc.abstractmethod
+    def _value_and_grads(
+        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"]
+    ) -> tuple[Float[Tensor, " k"], Params, Params]:
+        """Returns (losses, gradients, buffers after the pass) of k tasks."""
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def train(self, segment: Segment) -> Float[Tensor, " T"]:
+        job = self.job
+        orders = self._orders(segment.period)
+        lengths = [len(order) for order in orders]
+        padded = nn.utils.rnn.pad_sequence(orders, batch_first=True).to(self.device)  # no batch reaches the padding
+        keys = random.fold_in(self._keys, segment.period)
+        self.stack.module.train()
+        total = torch.zeros(job.tasks, dtype=torch.float64, device=self.device)
+        count = torch.zeros(job.tasks, dtype=torch.float64, device=self.device)
+        for lane in self._lanes():
+            seeds = (job.seed, "forward", segment.period, segment.first, lane[0])
+            with random.seeded(self.device, *seeds):
+                for tasks, step, update in _steps(lane, lengths, job.batch_size, job.accumulate, segment):
+                    which = torch.tensor(tasks, device=self.device)
+                    start = step * job.batch_size
+                    index = padded[which, start : min(start + job.batch_size, lengths[tasks[0]])]
+                    total[which] += self._step(tasks, which, index, random.fold_in(keys[which], step), update)
+                    count[which] += 1
+                    self._visits += index.numel()
+        return (total / count.clamp_min(1)).cpu()
+
+    def _orders(self, period: int) -> list[Int64[Tensor, " n"]]:
+        unlabelled = None if self.lesson is None else self.lesson.unlabelled.cpu()
+        orders = row_orders(self.job.seed, period, self.job.train, unlabelled)
+        for i, method in enumerate(self.job.methods):
+            if overrides(method, "draw"):
+                keys = [random.key(self.job.seed, "draw", t, period, i) for t in range(self.job.tasks)]
+                orders = [
+                    method.draw(order, {name: value[t].cpu() for name, value in self.states[i].items()}, keys[t])
+                    for t, order in enumerate(orders)
+                ]
+        return orders
+
+    def _step(
+        self,
+        tasks: list[int],
+        which: Int64[Tensor, " k"],
+        index: Int64[Tensor, "k B"],
+        keys: Int64[Tensor, " k"],
+        update: bool,
+    ) -> Float[Tensor, " k"]:
+        """One step of k tasks, on the host and (`which`) on the device: reading them back would wait for it."""
+        everyone = len(tasks) == self.job.tasks
+        stack = self.stack if everyone else self._rows(tasks, which)
+        states = list(self.states) if everyone else [{n: v[which] for n, v in s.items()} for s in self.states]
+        batch = self._batch(which, index)
+        with self._autocast():
+            losses, grads, buffers = self._value_and_grads(stack, batch, states, keys)
+        for name, value in self.stack.buffers.items():
+            value[which] = buffers[name]
+        mean = self._accumulate(tasks, grads, update)
+        if mean is not None:
+            if self.job.clip_norm is not None:
+                mean = clip_rows(mean, self.job.clip_norm)
+            for i, method in enumerate(self.job.methods):
+                if overrides(method, "before_step"):
+                    # A copy: the optimizer moves the parameters in place, and what a method keeps of them may not move.
+                    now = {name: value[which] for name, value in self.stack.params.items()}
+                    mean, states[i] = self.lift(method.before_step)(now, mean, states[i])
+            self.updater.step(mean, None if everyone else tasks)
+            for i, method in enumerate(self.job.methods):
+                if overrides(method, "after_step"):
+                    now = {name: value[which] for name, value in self.stack.params.items()}
+                    params, states[i] = self.lift(method.after_step)(now, states[i])
+                    self._write(self.stack.params, params, which)
+            for mine, new in zip(self.states, states, strict=True):
+                if mine is not new:
+                    self._write(mine, new, which)
+        return losses.detach()
+
+    def _rows(self, tasks: list[int], which: Int64[Tensor, " k"]) -> TaskStack:
+        """Some tasks' rows to read; a single one's are views, since a frozen backbone is dear to copy at every step."""
+        if len(tasks) > 1:
+            return self.stack.take(which)
+        t, stack = tasks[0], self.stack
+        params, frozen, buffers = (
+            {name: value[t : t + 1] for name, value in part.items()}
+            for part in (stack.params, stack.frozen, stack.buffers)
+        )
+        return TaskStack(stack.module, params, frozen, buffers)
+
+    def _accumulate(self, tasks: list[int], grads: Params, update: bool) -> Params | None:
+        """Returns the mean gradient when the optimizer is to step, else None."""
+        if self.job.accumulate == 1:
+            return grads
+        first = tasks[0]  # the same tasks stay together until they step (see `_steps`)
+        sums, count = self._accumulated.pop(first, ({}, 0))
+        sums = {**sums, **{name: sums[name] + grad if name in sums else grad for name, grad in grads.items()}}
+        if not update:
+            self._accumulated[first] = (sums, count + 1)
+            return None
+        return {name: grad / (count + 1) for name, grad in sums.items()}
+
+    def _batch(self, which: Int64[Tensor, " k"], index: Int64[Tensor, "k B"]) -> Batch:
+        classes = self.job.objective.classes
+        batch = Batch(self.inputs.rows(index), self.targets[index], index, classes)
+        lesson = self.lesson
+        if lesson is None:
+            return batch
+        rows = which[:, None]
+        batch = batch._replace(soft=lesson.targets[rows, index], soft_weight=lesson.weight[which].to(self.dtype))
+        if not self._partly_labelled:
+            return batch
+        labelled = ~lesson.unlabelled[rows, index]
+        # Labels that may not be used are blanked, so that no method, the user's own included, can learn from them.
+        shown = labelled.view(*labelled.shape, *[1] * (batch.y.ndim - labelled.ndim))
+        return batch._replace(y=torch.where(shown, batch.y, 0), labelled=labelled.to(self.dtype))
+
+    def _loss_of_one(
+        self,
+        params: Params,
+        frozen: Params,
+        buffers: Params,
+        batch: Batch,
+        states: list[State],
+        key: Int64[Tensor, ""],
+    ) -> tuple[Float[Tensor, ""], Params]:
+        """One task's loss and its buffers after the pass."""
+        after = buffers
+        methods = self.job.methods
+
+        def model(x: Rows) -> Tensor:
+            nonlocal after
+            output, after = forward(self.stack.module, params, frozen, after, x)
+            return _two_axes(output)
+
+        for i, (method, state) in enumerate(zip(methods, states, strict=True)):
+            batch = method.batch(batch, state, random.fold_in(key, 2 * i))
+        temperature = 1.0 if self.lesson is None else self.lesson.temperature
+        inner: Inner = partial(self.job.objective.training_loss, temperature=temperature)
+        for i, (method, state) in reversed(list(enumerate(zip(methods, states, strict=True)))):
+            inner = partial(_wrapped, method, inner, state, random.fold_in(key, 2 * i + 1))
+        return inner(model, batch), after
+
+    # -- scoring --------------------------------------------------------------------------------------------------
+
+    def score(self) -> Float[Tensor, "T 2"]:
+        return self._scores(self._evaluated(), self.job.validation)
+
+    def predict(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m C"]:
+        stack = self.best if best else self._evaluated()
+        chunks = torch.split(rows.to(self.device), self._evaluation_rows())
+        return torch.cat([self._outputs(stack, self.inputs.rows(chunk), shared=True) for chunk in chunks], 1).cpu()
+
+    def _scores(self, stack: TaskStack, rows: Bool[Tensor, "k N"]) -> Float[Tensor, "k 2"]:
+        """Each of k models on its own rows."""
+        own = [mask.nonzero().flatten() for mask in rows]
+        lengths = [len(mine) for mine in own]
+        index = torch.stack([mine[torch.arange(max(lengths)) % len(mine)] for mine in own])  # cycled to one length
+        chunks = torch.split(index.to(self.device), self._evaluation_rows(), dim=1)
+        outputs = torch.cat([self._outputs(stack, self.inputs.rows(chunk), shared=False) for chunk in chunks], 1)
+        outputs, targets = outputs.cpu(), self.targets.cpu()
+        return torch.tensor(
+            [self.job.objective.score(outputs[t, :n], targets[index[t, :n]]) for t, n in enumerate(lengths)],
+            dtype=torch.float64,
+        )
+
+    def _outputs(self, stack: TaskStack, x: Rows, shared: bool) -> Float[Tensor, "k m C"]:
+        """Outputs of k models, on the same rows [m, …] or each on its own [k, m, …]."""
+        module = self.stack.module.eval()
+
+        def output(params: Params, frozen: Params, buffers: Params, own: tuple[Rows, ...]) -> Tensor:
+            return _two_axes(forward(module, params, frozen, buffers, x if shared else own[0])[0])
+
+        # Seeded, since a model may draw even in eval mode, and the caller's random state is not ours to move.
+        with torch.no_grad(), random.seeded(self.device, self.job.seed, "evaluate"), self._autocast():
+            parts = (stack.params, stack.frozen, stack.buffers, () if shared else (x,))
+            result: Tensor = self.lift(output)(*parts)
+        return result.to(self.dtype)
+
+    def _evaluated(self, stack: TaskStack | None = None, states: list[State] | None = None) -> TaskStack:
+        """The parameters to score: those of `stack` (default: being trained), unless a method says otherwise."""
+        stack, states = self.stack if stack is None else stack, self.states if states is None else states
+        params = detached(stack.params)
+        for method, state in zip(self.job.methods, states, strict=True):
+            if overrides(method, "evaluation"):
+                params = self.lift(method.evaluation)(params, state)
+        return dataclasses.replace(stack, params=params)
+
+    def _evaluation_rows(self) -> int:
+        return max(512, 4 * self.job.batch_size)
+
+    def snapshot(self, tasks: Bool[Tensor, " T"]) -> None:
+        which = tasks.nonzero().flatten()
+        self.best.put(which, self._evaluated().take(which))
+        for mine, state in zip(self.best_states, self.states, strict=True):
+            self._write(mine, {name: state[name][which.to(self.device)] for name in mine}, which)
+
+    def end_period(self, scores: Float[Tensor, "T 2"]) -> None:
+        for i, method in enumerate(self.job.methods):
+            if overrides(method, "period_end"):
+                given = scores.to(self.device, self.dtype)
+                params, state = self.lift(method.period_end)(detached(self.stack.params), self.states[i], given)
+                everyone = torch.arange(self.job.tasks, device=self.device)
+                self._write(self.stack.params, params, everyone)
+                self._write(self.states[i], state, everyone)
+        self.updater.end_period([float(loss) for loss in scores[:, 1]])
+
+    # -- plans ----------------------------------------------------------------------------------------------------
+
+    def apply(self, plan: Plan, period: int) -> Outcome:
+        T = self.job.tasks
+        touched = plan.touched(T)
+        nothing = torch.full((T, 2), torch.nan, dtype=torch.float64)
+        outcome = Outcome(torch.zeros(T, dtype=torch.bool), nothing, nothing.clone())
+        if bool(touched.any()):
+            outcome = self._try(plan, touched, period)
+        for change in plan.changes:
+            if isinstance(change, Teach):
+                self._learn(change)
+            elif isinstance(change, Tune):
+                self.updater.tune(change.values)
+        return outcome
+
+    def _try(self, plan: Plan, touched: Bool[Tensor, " T"], period: int) -> Outcome:
+        """Builds the candidates, scores them if there is a trial, and keeps what is accepted."""
+        T = self.job.tasks
+        candidate = self._candidate(plan, period)
+        origin, restarted = _origins(plan, T)
+        states = self._states_from(candidate, origin, restarted)
+        which = touched.nonzero().flatten()
+        before = torch.full((T, 2), torch.nan, dtype=torch.float64)
+        after, accepted = before.clone(), touched
+        if plan.trial is not None:
+            before[which] = self._scores(self._evaluated().take(which), plan.trial[which])
+            after[which] = self._scores(self._evaluated(candidate, states).take(which), plan.trial[which])
+            accepted = touched & better(after[:, 0], after[:, 1], before[:, 0], before[:, 1], by=self.job.better)
+        taken = accepted.nonzero().flatten()
+        self.stack.put(taken, candidate.take(taken))
+        for mine, new in zip(self.states, states, strict=True):
+            self._write(mine, {name: value[taken.to(self.device)] for name, value in new.items()}, taken)
+        if plan.moments == "follow" and bool((accepted & ~restarted).any()):
+            donors = torch.where(accepted, origin, torch.arange(T))
+            self.updater.carry(partial(self._followed, plan, accepted), donors.tolist())
+        self.updater.reset(accepted if plan.moments == "reset" else accepted & restarted)
+        return Outcome(accepted, before, after)
+
+    def _candidate(self, plan: Plan, period: int) -> TaskStack:
+        before, candidate = self.stack, self.stack.clone()
+        unmeasured = torch.zeros(self.job.tasks, dtype=torch.bool)
+        for change in plan.changes:
+            if isinstance(change, Restart):
+                which = change.tasks.nonzero().flatten()
+                candidate.put(which, self._fresh(generation=change.key).take(which))
+            elif isinstance(change, (Mix, Cross)):
+                for own, old in ((candidate.params, before.params), (candidate.buffers, before.buffers)):
+                    if own is candidate.params or plan.buffers == "follow":
+                        own.update({n: moved(change, n, old[n], own[n], self.layers) for n in own})
+                unmeasured |= blended(change, self.job.tasks)
+        if plan.buffers == "reset":
+            which = plan.touched(self.job.tasks).nonzero().flatten()
+            fresh = self._fresh(generation=0)
+            for name, value in candidate.buffers.items():
+                value[which.to(value.device)] = fresh.buffers[name][which.to(value.device)]
+        if plan.buffers == "follow" and bool(unmeasured.any()):
+            self._recompute_batch_norm(candidate, unmeasured, period)
+        return candidate
+
+    def _recompute_batch_norm(self, stack: TaskStack, tasks: Bool[Tensor, " T"], period: int) -> None:
+        """Measures the batch-norm statistics of some tasks anew on their training rows, in place."""
+        layers = {
+            f"{path}." if path else "": layer
+            for path, layer in stack.module.named_modules()
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats
+        }
+        if not layers:
+            return
+        names = [prefix + name for prefix in layers for name in ("running_mean", "running_var")]
+        orders = [order.to(self.device) for order in row_orders(self.job.seed, period, self.job.train)]
+        momenta = [layer.momentum for layer in layers.values()]
+        stack.module.train()
+        try:
+            for t in tasks.nonzero().flatten().tolist():
+                row = stack.take(torch.tensor([t]))
+                params, frozen, buffers = detached([row.params, row.frozen, row.buffers])
+                for step in range(min(_RECOMPUTE_BATCHES, steps_in(len(orders[t]), self.job.batch_size))):
+                    for layer in layers.values():
+                        layer.momentum = 1.0 / (step + 1)  # makes the running statistics a plain mean
+                    rows = orders[t][step * self.job.batch_size : (step + 1) * self.job.batch_size]
+                    x = self.inputs.rows(rows[None])
+                    seeds = (self.job.seed, "recompute", period, t, step)
+                    with torch.no_grad(), random.seeded(self.device, *seeds), self._autocast():
+                        one = partial(forward, stack.module)
+                        _, buffers = self.lift(one)(params, frozen, buffers, x)
+                for name in names:
+                    stack.buffers[name][t] = buffers[name][0]
+        finally:
+            for layer, momentum in zip(layers.values(), momenta, strict=True):
+                layer.momentum = momentum
+
+    def _states_from(
+        self, candidate: TaskStack, origin: Int64[Tensor, " T"], restarted: Bool[Tensor, " T"]
+    ) -> list[State]:
+        """The methods' states of a candidate: those of its donors, and fresh ones where it starts anew."""
+        states = [{name: value[origin.to(self.device)] for name, value in state.items()} for state in self.states]
+        for method, state in zip(self.job.methods, states, strict=True):
+            for t in restarted.nonzero().flatten().tolist():
+                fresh = method.start({name: value[t].clone() for name, value in candidate.params.items()})
+                for name, value in fresh.items():
+                    state[name][t] = value
+        return states
+
+    def _followed(self, plan: Plan, accepted: Bool[Tensor, " T"], name: str, moments: Tensor) -> Tensor:
+        after = moments
+        for change in plan.changes:
+            after = moved(change, name, moments, after, self.layers)
+        return torch.where(accepted.to(moments.device).view(-1, *[1] * (moments.ndim - 1)), after, moments)
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def export(self, task: int) -> nn.Module:
+        best = self.best
+        for method, state in zip(self.job.methods, self.best_states, strict=True):
+            if overrides(method, "export"):
+                best = dataclasses.replace(best, params=self.lift(method.export)(best.params, state))
+        return export_module(best, task)
+
+    def learning_rates(self) -> list[float]:
+        return self.updater.learning_rates()
+
+    def visits(self) -> int:
+        return self._visits
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        moments, others = self.updater.state()
+        parts = {
+            "params": self.stack.params,
+            "buffers": self.stack.buffers,
+            "best_params": self.best.params,
+            "best_buffers": self.best.buffers,
+            "optimizer": moments,
+            **{f"method{i}": state for i, state in enumerate(self.states)},
+            **{f"best_method{i}": state for i, state in enumerate(self.best_states)},
+        }
+        values: dict[str, Any] = {"optimizers": others, "visits": self._visits, "temperature": None}
+        if self.lesson is not None:
+            fields = ("targets", "weight", "teachers", "unlabelled")
+            parts["lesson"] = {name: getattr(self.lesson, name) for name in fields}
+            values["temperature"] = self.lesson.temperature
+        tensors = {f"{part}/{name}": value for part, named in parts.items() for name, value in named.items()}
+        return detached(tensors), values
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            part, name = key.split("/", 1)
+            parts.setdefault(part, {})[name] = value
+        everyone = torch.arange(self.job.tasks, device=self.device)
+        for part, mine in (
+            ("params", self.stack.params),
+            ("buffers", self.stack.buffers),
+            ("best_params", self.best.params),
+            ("best_buffers", self.best.buffers),
+        ):
+            self._write(mine, parts.get(part, {}), everyone)
+        for prefix, states in (("method", self.states), ("best_method", self.best_states)):
+            for i, mine in enumerate(states):
+                self._write(mine, parts.get(f"{prefix}{i}", {}), everyone)
+        self.updater.restore(parts.get("optimizer", {}), values["optimizers"])
+        self._visits = values["visits"]
+        self.lesson = None
+        if values["temperature"] is not None:
+            self._learn(Teach(temperature=values["temperature"], **parts["lesson"]))
+
+    # -- small parts ----------------------------------------------------------------------------------------------
+
+    def _fresh(self, generation: int) -> TaskStack:
+        job = self.job
+        starts = build_starts(job.model, job.tasks, job.shared_start, job.seed, generation)
+        materialise(starts, job.inputs.rows(job.train[0].nonzero().flatten()[:2]), job.seed)
+        return stack_models(starts, self.device, self.dtype)
+
+    def _start_method(self, method: Method) -> State:
+        rows = [method.start({n: v[t] for n, v in self.stack.params.items()}) for t in range(self.job.tasks)]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _learn(self, lesson: Teach) -> None:
+        self.lesson = dataclasses.replace(
+            lesson,
+            targets=lesson.targets.to(self.device, self.dtype),
+            weight=lesson.weight.to(self.device),
+            unlabelled=lesson.unlabelled.to(self.device),
+        )
+        self._partly_labelled = bool(lesson.unlabelled.any())
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16")
+
+    def _write(self, mine: Params, new: Params, which: Int64[Tensor, " k"]) -> None:
+        with torch.no_grad():
+            for name, value in new.items():
+                own = mine[name]  # copied first: what a stage hands back untouched is the very memory written to
+                own[which.to(self.device)] = value.to(self.device, own.dtype, copy=True)
+
+    def probe(self) -> None:
+        """Takes one scoring and one training step, and keeps nothing of them.
+
+        Raises:
+            InputError: the model's output has the wrong width.
+            Exception: whatever the model, its loss or its methods raise when they are run this way.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*performance drop.*")  # vmap's slow fallback
+            order = self._orders(period=1)
+            size = min(self.job.batch_size, *(len(rows) for rows in order))
+            index = torch.stack([rows[:size] for rows in order]).to(self.device)
+            outputs = self._outputs(self.stack, self.inputs.rows(index), shared=False)
+            self._outputs(self.stack, self.inputs.rows(index[0]), shared=True)
+            objective = self.job.objective
+            if outputs.shape[2:] != (objective.outputs,):
+                what = "classes" if objective.kind == "classification" else "targets"
+                raise InputError(
+                    f"model: it gives {outputs.shape[2]} numbers a row, and the data has {objective.outputs} {what}; "
+                    f"make its last layer {objective.outputs} wide."
+                )
+            try:
+                objective.score(outputs[0].cpu(), self.targets[index[0]].cpu())
+            except Exception as error:
+                name, why = objective.metric.name, " ".join(str(error).split())
+                raise InputError(f"metric: {name} or the loss fails on the model's outputs ({why}).") from error
+            batch = self._batch(torch.arange(self.job.tasks, device=self.device), index)
+            self.stack.module.train()
+            with random.seeded(self.device, self.job.seed, "probe"), self._autocast():
+                _, grads, _ = self._value_and_grads(self.stack, batch, self.states, self._keys)
+            params, score = self.stack.clone().params, torch.zeros(self.job.tasks, 2, dtype=self.dtype)
+            for method, state in zip(self.job.methods, self.states, strict=True):
+                grads, state = self.lift(method.before_step)(params, grads, state)
+                params, state = self.lift(method.after_step)(params, state)
+                params, state = self.lift(method.period_end)(params, state, score.to(self.device))
+                self.lift(method.export)(self.lift(method.evaluation)(params, state), state)
+
+
+def _steps(
+    lane: list[int], lengths: Sequence[int], batch_size: int, accumulate: int, segment: Segment
+) -> Iterator[tuple[list[int], int, bool]]:
+    """Yields (tasks of the lane that take a step with batches of one size, step number, whether to update), in order.
+
+    The optimizer steps after `accumulate` batches, or fewer at a task's end of the period. Tasks that go together
+    also step together, so they stay the same from one update to the next.
+    """
+    counts = {t: steps_in(lengths[t], batch_size) for t in lane}
+    most = max(counts.values())
+    for step in range(segment.first, most if segment.last is None else min(segment.last, most)):
+        full = (step // accumulate + 1) * accumulate
+        kinds: dict[tuple[int, int], list[int]] = {}
+        for t in lane:
+            if step < counts[t]:
+                kinds.setdefault((min(batch_size, lengths[t]), min(full, counts[t])), []).append(t)
+        for (_, end), tasks in kinds.items():
+            yield tasks, step, step + 1 == end
+
+
+def around(method: Method, inner: ValueAndGrad, state: State, key: Int64[Tensor, ""]) -> ValueAndGrad:
+    """Returns `value_and_grad` as the method's gradient stage makes it."""
+    return lambda params: method.gradients(inner, params, state, key)
+
+
+def _origins(plan: Plan, tasks: int) -> tuple[Int64[Tensor, " T"], Bool[Tensor, " T"]]:
+    """Returns [T] whose indivisible state each candidate takes, and [T] whether it starts anew."""
+    everyone, restarted = torch.arange(tasks), torch.zeros(tasks, dtype=torch.bool)
+    origin = everyone
+    for change in plan.changes:
+        if isinstance(change, Restart):
+            restarted |= change.tasks
+        elif isinstance(change, Mix):
+            donors = donors_of(change)
+            origin = torch.where(donors != everyone, donors, origin)
+    return origin, restarted
+
+
+def _two_axes(output: Tensor) -> Float[Tensor, "B C"]:
+    if output.ndim == 1:  # a regression model that gives [B]
+        return output[:, None]
+    if output.ndim != 2:
+        raise InputError(f"model: its output has shape {tuple(output.shape)}, it must be [batch, outputs].")
+    return output
+
+
+def _wrapped(method: Method, inner: Inner, state: State, key: Int64[Tensor, ""], model: Model, batch: Batch) -> Tensor:
+    return method.loss(inner, model, batch, state, key)

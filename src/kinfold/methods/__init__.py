@@ -1,0 +1,15 @@
+"""Training methods: how one task trains. Each method is one file; `METHODS` names them."""
+
+from collections.abc import Callable
+
+from kinfold.methods.base import Batch as Batch
+from kinfold.methods.base import Method as Method
+from kinfold.methods.image_augment import CropFlipCutout as CropFlipCutout
+from kinfold.methods.label_smoothing import LabelSmoothing as LabelSmoothing
+from kinfold.methods.mixup import Mixup as Mixup
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "label_smoothing": LabelSmoothing,
+    "mixup": Mixup,
+    "crop_flip_cutout": CropFlipCutout,
+}

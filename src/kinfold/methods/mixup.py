@@ -1,0 +1,59 @@
+"""Mixup (Zhang, Cisse, Dauphin, Lopez-Paz, *mixup: Beyond Empirical Risk Minimization*, ICLR 2018, eq. 2)."""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+from kinfold import random
+from kinfold.errors import InputError
+from kinfold.methods.base import Batch, Method, State, probabilities
+
+
+@final
+@dataclass(frozen=True)
+class Mixup(Method):
+    """Rows and targets become λ · one + (1 − λ) · another of the same batch, λ ~ Beta(α, α) once a batch.
+
+    Soft targets from other tasks are mixed alike. A mixture with a row whose label may not be used has the target
+    of the other row, and counts as labelled by that row's share.
+
+    Attributes:
+        alpha: α; towards 0 nothing is mixed, 1 draws λ uniformly.
+
+    Example:
+        >>> import torch
+        >>> batch = Batch(torch.eye(3), torch.arange(3), torch.arange(3), classes=3)
+        >>> mixed = Mixup(alpha=1.0).batch(batch, {}, random.key(0))
+        >>> torch.allclose(mixed.x, mixed.y)
+        True
+    """
+
+    alpha: float | int = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.alpha < math.inf:
+            raise InputError(f"mixup: alpha is {self.alpha!r}; give a number above 0.")
+
+    def batch(self, batch: Batch, state: State, key: Int64[Tensor, ""]) -> Batch:
+        del state
+        lam = random.beta(random.fold_in(key, 0), self.alpha, self.alpha)
+        other = random.permutation(random.fold_in(key, 1), batch.row.shape[0]).to(batch.row.device)
+
+        def mix(value: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "B *rest"]:
+            if not value.is_floating_point():
+                raise InputError("mixup: the inputs are whole numbers, which cannot be mixed; leave mixup out.")
+            return lam.to(value.dtype) * value + (1.0 - lam).to(value.dtype) * value[other]
+
+        x = tuple(mix(part) for part in batch.x) if isinstance(batch.x, tuple) else mix(batch.x)
+        y = batch.y if batch.classes is None else probabilities(batch)
+        if batch.labelled is None:
+            labelled, y = None, mix(y)
+        else:  # a label that may not be used must not seep into the mixture
+            share = batch.labelled.to(y.dtype).view(-1, *[1] * (y.ndim - 1))
+            labelled, y = mix(batch.labelled), mix(y * share) / mix(share).clamp_min(torch.finfo(y.dtype).tiny)
+        soft = None if batch.soft is None else mix(batch.soft)
+        return batch._replace(x=x, y=y, labelled=labelled, soft=soft)

@@ -1,0 +1,209 @@
+"""The loss that one task minimises, and the metric by which it is judged.
+
+Legend: B batch, N rows, C classes or outputs.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from kinfold.data.base import Kind
+from kinfold.errors import InputError
+from kinfold.methods.base import Batch, Model
+
+LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+MetricFunction: TypeAlias = Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit.
+
+    Attributes:
+        name: as it appears in results.
+        compute: (outputs [N, C] or [N], targets [N]) → number; outputs are logits, or values in regression.
+        higher_is_better: its direction.
+        accuracy: whether it is the share of rows that are right, so that Wilson's interval applies.
+    """
+
+    name: str
+    compute: MetricFunction
+    higher_is_better: bool = True
+    accuracy: bool = False
+
+    def oriented(self, value: float) -> float:
+        """Returns the value with its sign changed where lower is better."""
+        return value if self.higher_is_better else -value
+
+
+def accuracy(outputs: Float[Tensor, "N C"], targets: Shaped[Tensor, " N"]) -> float:
+    """Returns the share of rows whose largest output is their class."""
+    return float((outputs.argmax(1) == targets).double().mean())
+
+
+def r2(outputs: Float[Tensor, "N *K"], targets: Float[Tensor, "N *K"]) -> float:
+    """Returns R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², averaged over target columns; NaN where a column is constant."""
+    outputs, targets = outputs.double(), targets.double()
+    residual = (targets - outputs).square().sum(0)
+    total = (targets - targets.mean(0)).square().sum(0)
+    return float((1.0 - residual / torch.where(total > 0, total, torch.nan)).mean())
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised and what is measured.
+
+    Attributes:
+        kind: classification or regression.
+        outputs: C, the width a model must have.
+        loss: (outputs, targets) → scalar mean; targets are class numbers, or probabilities once a method has
+            softened or mixed them, or float values.
+        row_loss: (outputs, targets) → [B] losses; used where only some rows are labelled.
+        row_weight: targets → [B] weights: `loss` is the sum of the row losses over the sum of these.
+        score_loss: `loss` on the CPU, where models are scored.
+        metric: what decides.
+    """
+
+    kind: Kind
+    outputs: int
+    loss: LossFunction
+    row_loss: LossFunction
+    row_weight: Callable[[Tensor], Tensor]
+    score_loss: LossFunction
+    metric: Metric
+
+    @property
+    def classes(self) -> int | None:
+        """C in classification, else None."""
+        return self.outputs if self.kind == "classification" else None
+
+    def training_loss(self, model: Model, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Returns the loss of one batch of one task, lesson included (see `kinfold.transfer.base.Teach`)."""
+        output = model(batch.x)
+        y = batch.y.to(output.dtype) if batch.y.is_floating_point() else batch.y
+        shaped = align(output, y)
+        if batch.soft is None or batch.soft_weight is None:
+            return self.loss(shaped, y)
+        if batch.labelled is None:
+            hard = self.loss(shaped, y)
+        else:
+            # The loss of the labelled rows times their share of the batch; no other label may enter, nor its weight.
+            labelled = batch.labelled.to(output.dtype)
+            weights = (self.row_weight(y) * labelled).sum().clamp_min(torch.finfo(labelled.dtype).tiny)
+            hard = (self.row_loss(shaped, y) * labelled).sum() / weights * labelled.mean()
+        soft = batch.soft.to(output.dtype)
+        if self.kind == "classification":
+            taught = temperature**2 * F.cross_entropy(output / temperature, soft)
+        else:
+            taught = self.loss(shaped, soft.reshape(shaped.shape))
+        weight = batch.soft_weight.to(output.dtype)
+        return (1.0 - weight) * hard + weight * taught
+
+    def score(self, outputs: Float[Tensor, "N C"], targets: Shaped[Tensor, "N *K"]) -> tuple[float, float]:
+        """Returns (metric, oriented so that higher is better; loss) of one task's outputs. NaN where undefined."""
+        shaped = align(outputs, targets)
+        if not bool(shaped.isfinite().all()):
+            return math.nan, math.nan
+        same = targets.to(shaped.dtype) if targets.is_floating_point() else targets
+        return self.metric.oriented(self.metric.compute(shaped, targets)), float(self.score_loss(shaped, same))
+
+
+def align(output: Tensor, y: Tensor) -> Tensor:
+    """Returns outputs [B, 1] as [B] where the targets are [B] values, which broadcasting would get wrong."""
+    if y.is_floating_point() and y.ndim == 1 and output.ndim == 2 and output.shape[1] == 1:
+        return output[:, 0]
+    return output
+
+
+def make_objective(
+    kind: Kind,
+    outputs: int,
+    loss: LossFunction | None,
+    metric: object,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Objective:
+    """Returns the objective from what the user gave, with defaults from the targets.
+
+    Args:
+        kind: classification or regression.
+        outputs: C.
+        loss: (outputs, targets) → scalar mean; modules are copied to the device. None: cross-entropy or squared
+            error. Class weights must be those of a module (`nn.CrossEntropyLoss(weight=…)`) to be kept where only
+            some rows are labelled.
+        metric: None (accuracy, or R²), a `Metric`, a torchmetrics object, or a callable (outputs, targets) →
+            number of which higher is better.
+        device: where the loss runs.
+        dtype: of the loss's own floating tensors, such as class weights.
+
+    Raises:
+        InputError: the metric is none of these.
+    """
+    if loss is None:
+        loss = nn.CrossEntropyLoss() if kind == "classification" else nn.MSELoss()
+    host = loss
+    if isinstance(loss, nn.Module):
+        host = copy.deepcopy(loss).to(device="cpu", dtype=dtype)
+        loss = copy.deepcopy(loss).to(device=device, dtype=dtype)
+    return Objective(kind, outputs, loss, _per_row(loss), _row_weight(loss), host, resolve_metric(metric, kind))
+
+
+def _per_row(loss: LossFunction) -> LossFunction:
+    """Returns the loss of each row: by `reduction`, where the loss has one, else by calling it row by row."""
+    if getattr(loss, "reduction", None) == "mean":  # calling it row by row would undo class weights
+        each = copy.deepcopy(loss)
+        each.reduction = "none"  # type: ignore[attr-defined]
+        return lambda outputs, targets: each(outputs, targets).reshape(len(outputs), -1).mean(1)
+    return torch.vmap(lambda output, y: loss(output[None], y[None]))
+
+
+def _row_weight(loss: LossFunction) -> Callable[[Tensor], Tensor]:
+    """Returns how much each row counts in the loss's mean: by class weight, where the loss divides by these."""
+    by_class = loss.weight if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) else None
+
+    def weight(targets: Tensor) -> Tensor:
+        if by_class is None or targets.is_floating_point():
+            return torch.ones(len(targets), device=targets.device)
+        return by_class[targets]
+
+    return weight
+
+
+def resolve_metric(metric: object, kind: Kind) -> Metric:
+    """Returns the metric from None, a `Metric`, a torchmetrics object, or a callable (see `make_objective`)."""
+    if metric is None:
+        return Metric("accuracy", accuracy, accuracy=True) if kind == "classification" else Metric("r2", r2)
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, nn.Module) and callable(getattr(metric, "compute", None)):
+        return _from_torchmetrics(metric)
+    if callable(metric):
+        return Metric(getattr(metric, "__name__", type(metric).__name__), lambda o, y: float(metric(o, y)))
+    raise InputError(
+        f"metric: {metric!r} is not a metric; give None, a kinfold.Metric, a torchmetrics object or a function "
+        "(outputs, targets) -> number."
+    )
+
+
+def _from_torchmetrics(metric: nn.Module) -> Metric:
+    higher = getattr(metric, "higher_is_better", None)
+    if higher is None:
+        raise InputError(
+            f"metric: {type(metric).__name__} does not say whether higher is better; wrap it as "
+            "kinfold.Metric(name, function, higher_is_better=...)."
+        )
+    own = copy.deepcopy(metric).cpu()
+
+    def compute(outputs: Tensor, targets: Tensor) -> float:
+        own.reset()  # type: ignore[operator]
+        own.update(outputs, targets.to(outputs.dtype) if targets.is_floating_point() else targets)  # type: ignore[operator]
+        return float(own.compute())  # type: ignore[operator]
+
+    return Metric(type(metric).__name__, compute, bool(higher))

@@ -1,0 +1,180 @@
+"""The models of all tasks as stacked tensors: parameters are `{name: [T, …]}`, and row t is task t's model.
+
+A row view `nn.Parameter(stack[t])` shares the stack's memory, so ordinary optimizers step it in place, and the
+same numbers are one tensor program over the stack. `.to(dtype)` on a view would silently end the sharing, so
+device and precision are settled before stacking.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from kinfold import random
+from kinfold.errors import InputError
+from kinfold.importing import one_line
+from kinfold.methods.base import Params, Rows
+
+
+@dataclass(frozen=True)
+class TaskStack:
+    """T models of one structure.
+
+    Attributes:
+        module: the structure, through which every task's forward pass runs; its own parameters are not used.
+        params: trainable parameters, [T, …] each; tied ones once, under their first name.
+        frozen: parameters that do not require gradients and are the same for all tasks, [T, …] expanded from one
+            copy. Where tasks started apart, theirs differ, and stand among the buffers instead.
+        buffers: [T, …] each: what training does not optimise and yet belongs to one task.
+    """
+
+    module: nn.Module
+    params: Params
+    frozen: Params
+    buffers: Params
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return len(next(iter(self.params.values())))
+
+    def take(self, tasks: Int64[Tensor, " k"]) -> "TaskStack":
+        """Returns a copy of some tasks, [k, …]."""
+        params, buffers = (
+            {name: value[tasks.to(value.device)] for name, value in part.items()}
+            for part in (self.params, self.buffers)
+        )
+        frozen = {name: value[: len(tasks)] for name, value in self.frozen.items()}  # the same for all, so never copied
+        return TaskStack(self.module, params, frozen, buffers)
+
+    def put(self, tasks: Int64[Tensor, " k"], rows: "TaskStack") -> None:
+        """Writes [k, …] rows over some tasks, in place, so that row views keep sharing the memory."""
+        for mine, theirs in ((self.params, rows.params), (self.buffers, rows.buffers)):
+            for name, value in mine.items():
+                value[tasks.to(value.device)] = theirs[name]
+
+    def clone(self) -> "TaskStack":
+        """Returns a copy with memory of its own for what training changes."""
+        return TaskStack(
+            self.module,
+            {name: value.detach().clone() for name, value in self.params.items()},
+            self.frozen,
+            {name: value.clone() for name, value in self.buffers.items()},
+        )
+
+
+def build_starts(
+    model: nn.Module | Callable[[], nn.Module], tasks: int, shared: bool, seed: int, generation: int = 0
+) -> list[nn.Module]:
+    """Returns each task's model before training.
+
+    Args:
+        model: a module, whose parameters every task starts from, or a factory of one, which is called once for
+            each task, or once in all with `shared`. Its random draws come from (seed, task).
+        tasks: T.
+        shared: one start for all.
+        seed: the run's seed.
+        generation: raised to draw a new start for the same task.
+
+    Raises:
+        InputError: the factory fails or does not give an `nn.Module`.
+    """
+    if isinstance(model, nn.Module):
+        if _is_lazy(model):
+            raise InputError("model: its lazy layers have no shape yet, so it cannot be copied; give a factory of it.")
+        return [copy.deepcopy(model)] * tasks
+    starts = []
+    for t in range(1 if shared else tasks):
+        with random.seeded(torch.device("cpu"), seed, "start", t, generation):
+            try:
+                start = model()
+            except Exception as error:  # the user's code may raise anything
+                raise InputError(
+                    f"model: the factory failed ({one_line(error)}); it is called without arguments."
+                ) from error
+        if not isinstance(start, nn.Module):
+            raise InputError(f"model: the factory returned {type(start).__name__}, it must return an nn.Module.")
+        starts.append(start)
+    return starts * tasks if shared else starts
+
+
+def materialise(starts: Sequence[nn.Module], example: Rows, seed: int) -> None:
+    """Gives lazy parameters their shapes, by one forward pass on `example`, in place.
+
+    Raises:
+        InputError: the forward pass fails.
+    """
+    for t, start in enumerate(dict.fromkeys(starts)):
+        if _is_lazy(start):
+            with random.seeded(torch.device("cpu"), seed, "lazy", t), torch.no_grad():
+                start.eval()
+                try:
+                    start(*_arguments(example))
+                except Exception as error:  # the user's code may raise anything
+                    raise InputError(
+                        f"model: the pass that sizes its lazy layers failed ({one_line(error)})."
+                    ) from error
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    lazy = (UninitializedParameter, UninitializedBuffer)
+    return any(isinstance(value, lazy) for value in [*module.parameters(), *module.buffers()])
+
+
+def stack_models(starts: Sequence[nn.Module], device: torch.device, dtype: torch.dtype) -> TaskStack:
+    """Returns the tasks' models as one stack.
+
+    Args:
+        starts: T modules of one structure; the same object T times for a shared start.
+        device: where the stack lives.
+        dtype: of floating parameters and buffers.
+
+    Raises:
+        InputError: the modules differ in their parameters, or none is trainable.
+    """
+    distinct = list(dict.fromkeys(starts))
+    modules = [copy.deepcopy(start).to(device=device, dtype=dtype) for start in distinct]
+    index = torch.tensor([distinct.index(start) for start in starts])
+
+    def stacked(rows: Sequence[Mapping[str, Tensor]]) -> Params:
+        shapes = [{name: value.shape for name, value in row.items()} for row in rows]
+        if any(shape != shapes[0] for shape in shapes):
+            raise InputError("model: the factory's modules differ in structure; every task must train the same one.")
+        return {name: torch.stack([row[name].detach() for row in rows])[index] for name in rows[0]}
+
+    named = [dict(module.named_parameters()) for module in modules]
+    params = stacked([{n: p for n, p in row.items() if p.requires_grad} for row in named])
+    buffers = stacked([dict(module.named_buffers()) for module in modules])
+    fixed = [{n: p for n, p in row.items() if not p.requires_grad} for row in named]
+    if not params:
+        raise InputError("model: it has no trainable parameters (all have requires_grad=False, or there are none).")
+    if len(modules) > 1:
+        return TaskStack(modules[0], params, {}, {**stacked(fixed), **buffers})
+    frozen = {name: value.detach()[None].expand(len(starts), *value.shape) for name, value in fixed[0].items()}
+    return TaskStack(modules[0], params, frozen, buffers)
+
+
+def forward(module: nn.Module, params: Params, frozen: Params, buffers: Params, x: Rows) -> tuple[Tensor, Params]:
+    """Returns one task's output and its buffers after the pass; what was handed in is left as it was."""
+    tensors = {**params, **frozen, **{name: value.clone() for name, value in buffers.items()}}
+    output = functional_call(module, tensors, _arguments(x))
+    return output, {name: tensors[name] for name in buffers}  # also those that the module replaced
+
+
+def export_module(stack: TaskStack, t: int) -> nn.Module:
+    """Returns task t's model as an ordinary module, on the CPU, in eval mode; tied parameters stay tied."""
+    module = copy.deepcopy(stack.module).cpu()
+    with torch.no_grad():
+        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        for name, value in {**stack.params, **stack.frozen, **stack.buffers}.items():
+            own[name].copy_(value[t])
+    return module.eval()
+
+
+def _arguments(x: Rows) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)

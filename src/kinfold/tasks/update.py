@@ -1,0 +1,341 @@
+"""Optimizer steps over the stack: one optimizer and one scheduler per task over row views, or one fused optimizer.
+
+The row form works for every `torch.optim.Optimizer` and is exactly separate training. Where all tasks share their
+hyper-parameters and the optimizer treats every number for itself, a single optimizer over the stacked tensors
+takes the same step in fewer calls; it turns into the row form, for good, when a task needs something of its own.
+"""
+
+import copy
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from kinfold.errors import InputError
+from kinfold.importing import one_line
+from kinfold.methods.base import Params
+
+MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeScheduler: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+ELEMENTWISE: frozenset[type[Optimizer]] = frozenset(
+    {
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+        torch.optim.Adamax,
+        torch.optim.RMSprop,
+        torch.optim.Adagrad,
+        torch.optim.Adadelta,
+    }
+)
+"""Optimizers whose step on a stack is the steps on its rows. Others (Adafactor) silently couple stacked tasks."""
+
+_COUNTERS = frozenset({"step", "mu_product", "eta", "mu"})
+"""Optimizer state that is one number for the whole parameter, even where that is itself one number."""
+
+
+class Updater:
+    """Steps the stacked parameters in place.
+
+    Args:
+        params: {name: [T, …]} trainable parameters; their memory is shared, and never replaced.
+        optimizers: one maker for all tasks, or T of them.
+        scheduler: maker of a learning-rate schedule that is stepped once a period, or None.
+        fuse: whether to take one fused step where that is the same; never where it is not.
+
+    Raises:
+        InputError: the number of makers is not T, or a maker fails or makes something that cannot be used.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        optimizers: MakeOptimizer | Sequence[MakeOptimizer],
+        scheduler: MakeScheduler | None,
+        fuse: bool,
+    ):
+        self._params = {name: value.detach() for name, value in params.items()}
+        self._makers, self._make_scheduler = optimizers, scheduler
+        self.tasks = len(next(iter(params.values())))
+        if not callable(optimizers) and len(optimizers) != self.tasks:
+            raise InputError(f"optimizer: {len(optimizers)} given for {self.tasks} tasks; give one, or one a task.")
+        self._stacks: dict[str, nn.Parameter] = {}
+        self._rows: list[dict[str, nn.Parameter]] = []
+        self._build_rows()
+        if fuse and callable(optimizers) and type(self._optimizers[0]) in ELEMENTWISE:
+            self._fuse()
+        self._start_schedulers()
+        if self.fused and any(isinstance(schedule, ReduceLROnPlateau) for schedule in self._schedulers):
+            self._unfused()  # it follows each task's own losses
+
+    @property
+    def fused(self) -> bool:
+        """Whether one optimizer steps all tasks."""
+        return bool(self._stacks)
+
+    def step(self, grads: Params, tasks: Sequence[int] | None = None) -> None:
+        """Takes one step with gradients {name: [k, …]} of the given k tasks, or of all T.
+
+        A parameter without a gradient is left alone, as it is where a loss does not reach it in a plain loop.
+        """
+        if self.fused:
+            if tasks is None:
+                for name, parameter in self._stacks.items():
+                    parameter.grad = grads.get(name)
+                self._optimizers[0].step()
+                return
+            self.unfuse()
+        for i, t in enumerate(range(self.tasks) if tasks is None else tasks):
+            for name, parameter in self._rows[t].items():
+                parameter.grad = grads[name][i] if name in grads else None
+            self._optimizers[t].step()
+
+    def end_period(self, losses: Sequence[float]) -> None:
+        """Steps the schedules; `losses` [T] are for those that follow a score (`ReduceLROnPlateau`)."""
+        with warnings.catch_warnings():
+            # An optimizer that took over from the fused one in mid-period may not have stepped itself.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for scheduler, loss in zip(self._schedulers, losses, strict=False):  # one scheduler when fused
+                if isinstance(scheduler, ReduceLROnPlateau):
+                    scheduler.step(loss)
+                else:
+                    scheduler.step()
+
+    def learning_rates(self) -> list[float]:
+        """Returns the first group's learning rate, [T]."""
+        rates = [float(optimizer.param_groups[0]["lr"]) for optimizer in self._optimizers]
+        return rates * self.tasks if self.fused else rates
+
+    def tune(self, values: Mapping[str, Float[Tensor, " T"]]) -> None:
+        """Sets options of the tasks' optimizers; NaN leaves one as it is.
+
+        A learning rate is the first group's; the other groups keep their proportion to it, and schedules go on
+        from it.
+
+        Raises:
+            InputError: the optimizer has no such option.
+        """
+        for option in values:
+            if option not in self._optimizers[0].param_groups[0]:
+                raise InputError(f"transfer: the optimizer has no option {option!r} to tune.")
+        self.unfuse()
+        for option, per_task in values.items():
+            for t, value in enumerate(per_task.tolist()):
+                if math.isnan(value):
+                    continue
+                if option == "lr":
+                    self._tune_rate(t, value)
+                else:
+                    for group in self._optimizers[t].param_groups:
+                        group[option] = value
+
+    def _tune_rate(self, t: int, rate: float) -> None:
+        groups = self._optimizers[t].param_groups
+        first = groups[0]["lr"]
+        for group in groups:
+            group["lr"] = group["lr"] * (rate / first) if first else rate
+            # What schedules reckon from; a rate of 0 says nothing of how far the new one is from there.
+            for origin in ("initial_lr", "max_lr", "min_lr"):
+                if origin in group and first:
+                    group[origin] *= rate / first
+        for schedule in _parts(self._schedulers[t]) if self._schedulers else []:
+            if "base_lrs" in vars(schedule):
+                schedule.base_lrs = [group["initial_lr"] for group in groups]
+
+    def reset(self, tasks: Bool[Tensor, " T"]) -> None:
+        """Forgets the optimizer state (moments, step counts) of some tasks."""
+        if bool(tasks.any()):
+            self.unfuse()
+            for t in tasks.nonzero().flatten().tolist():
+                self._optimizers[t].state = self._make_optimizer(t).state  # Adagrad's begins full
+
+    def carry(self, change: Callable[[str, Tensor], Tensor], donors: Sequence[int]) -> None:
+        """Lets optimizer state go with parameters.
+
+        Args:
+            change: (parameter name, [T, …] moments shaped like the parameter) → the new ones.
+            donors: [T] the task whose other state (step counts) each task takes.
+        """
+        if self.fused:  # step counts are common to all tasks, so moments are all there is to move
+            for name, parameter in self._stacks.items():
+                for slot, moments in self._optimizers[0].state.get(parameter, {}).items():
+                    if _is_moment(slot, moments, parameter.shape):
+                        moments.copy_(change(name, moments))
+            return
+        for name in self._params:
+            states = [self._optimizers[t].state[self._rows[t][name]] for t in range(self.tasks)]
+            for slot in sorted({slot for state in states for slot in state}):
+                olds = [state.get(slot) for state in states]
+                if all(_is_moment(slot, old, self._params[name].shape[1:]) for old in olds):
+                    news: Sequence[Any] = list(change(name, torch.stack([old for old in olds if old is not None])))
+                else:
+                    news = [olds[donor] for donor in donors]
+                for state, new in zip(states, news, strict=True):
+                    if new is None:
+                        state.pop(slot, None)
+                    else:
+                        state[slot] = new.clone() if isinstance(new, Tensor) else new
+
+    def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """Returns (tensors keyed `task/parameter/slot`, JSON values of each task), alike for both forms."""
+        tensors, others = {}, []
+        for t in range(self.tasks):
+            optimizer = self._optimizers[0 if self.fused else t]
+            names = self._stacks if self.fused else self._rows[t]
+            plain: dict[str, Any] = {}
+            for name, parameter in names.items():
+                for slot, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor):
+                        per_task = self.fused and _is_moment(slot, value, parameter.shape)
+                        tensors[f"{t}/{name}/{slot}"] = (value[t] if per_task else value).detach().clone()
+                    else:
+                        plain[f"{name}/{slot}"] = value
+            groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            scheduler = self._schedulers[0 if self.fused else t].state_dict() if self._schedulers else None
+            values = {"slots": plain, "groups": groups, "scheduler": scheduler, "fused": self.fused}
+            others.append(copy.deepcopy(values))
+        return tensors, others
+
+    def restore(self, tensors: Mapping[str, Tensor], others: Sequence[Mapping[str, Any]]) -> None:
+        """Puts back what `state` returned."""
+        if self.fused and not others[0]["fused"]:  # the tasks may have parted: step counts, rates, forgotten moments
+            self._unfused()
+        by_task: list[dict[tuple[str, str], Tensor]] = [{} for _ in range(self.tasks)]
+        for key, value in tensors.items():
+            task, name, slot = key.split("/", 2)
+            by_task[int(task)][name, slot] = value
+        for t, optimizer in enumerate(self._optimizers):
+            names = self._stacks if self.fused else self._rows[t]
+            groups = optimizer.param_groups
+            # Counters live on the CPU, unless the optimizer was asked to keep them beside the parameter.
+            beside = {
+                id(p) for group in groups if group.get("capturable") or group.get("fused") for p in group["params"]
+            }
+            optimizer.state.clear()
+            for (name, slot), value in by_task[t].items():
+                parameter = names[name]
+                if self.fused and _is_moment(slot, value, parameter.shape[1:]):
+                    value = torch.stack([row[name, slot] for row in by_task])
+                moves = slot not in _COUNTERS or id(parameter) in beside
+                optimizer.state[parameter][slot] = value.detach().clone().to(parameter.device if moves else "cpu")
+            for key, plain in others[t]["slots"].items():
+                name, slot = key.rsplit("/", 1)
+                optimizer.state[names[name]][slot] = plain
+            for group, saved in zip(groups, others[t]["groups"], strict=True):
+                group.update(_revived(saved, group))
+            if self._schedulers:
+                fresh = self._schedulers[t].state_dict()
+                self._schedulers[t].load_state_dict(_revived(copy.deepcopy(others[t]["scheduler"]), fresh))
+
+    def unfuse(self) -> None:
+        """Turns to the row form, keeping all state."""
+        if self.fused:
+            saved = self.state()
+            self._unfused()
+            self.restore(*saved)
+
+    def _unfused(self) -> None:
+        self._stacks = {}
+        self._build_rows()
+        self._start_schedulers()
+
+    def _build_rows(self) -> None:
+        self._rows = [{name: nn.Parameter(value[t]) for name, value in self._params.items()} for t in range(self.tasks)]
+        self._optimizers = [self._make_optimizer(t) for t in range(self.tasks)]
+
+    def _make_optimizer(self, t: int) -> Optimizer:
+        make = self._makers if callable(self._makers) else self._makers[t]
+        try:
+            optimizer = make(list(self._rows[t].values()))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"optimizer: it cannot be made ({one_line(error)}).") from error
+        if not isinstance(optimizer, Optimizer):
+            raise InputError(
+                f"optimizer: the maker returned {type(optimizer).__name__}; return a torch.optim.Optimizer."
+            )
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise InputError("optimizer: LBFGS asks for the loss more than once a step; give one that does not.")
+        return optimizer
+
+    def _fuse(self) -> None:
+        first = self._optimizers[0]
+        if any(_options(optimizer) != _options(first) for optimizer in self._optimizers):
+            return
+        # Groups are read off task 0's rows, since predicates such as `p.ndim > 1` must never see a stack.
+        name_of = {id(parameter): name for name, parameter in self._rows[0].items()}
+        groups = [[name_of[id(p)] for p in group["params"]] for group in first.param_groups]
+        self._stacks = {name: nn.Parameter(self._params[name]) for group in groups for name in group}
+        fused: Callable[..., Optimizer] = type(first)
+        # Adagrad fills its state by an argument of its own, not by the groups' options.
+        accepted = inspect.signature(fused).parameters
+        defaults = {name: value for name, value in first.defaults.items() if name in accepted}
+        self._optimizers = [
+            fused(
+                [
+                    {**options, "params": [self._stacks[name] for name in names]}
+                    for options, names in zip(_options(first), groups, strict=True)
+                ],
+                **defaults,
+            )
+        ]
+        self._rows = []
+
+    def _start_schedulers(self) -> None:
+        make = self._make_scheduler
+        try:
+            self._schedulers = [] if make is None else [make(optimizer) for optimizer in self._optimizers]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"scheduler: it cannot be made ({one_line(error)}).") from error
+
+
+def _is_moment(slot: str, value: object, shape: torch.Size) -> bool:
+    """Whether a slot of an optimizer's state holds a number for each of the parameter's."""
+    return isinstance(value, Tensor) and slot not in _COUNTERS and value.shape == shape
+
+
+def _parts(schedule: LRScheduler) -> list[LRScheduler]:
+    """A schedule and those it is made of (`SequentialLR`, `ChainedScheduler`)."""
+    return [schedule, *(part for inner in vars(schedule).get("_schedulers", ()) for part in _parts(inner))]
+
+
+def _revived(saved: Any, fresh: Any) -> Any:
+    """What JSON gave back, with whole-number keys (`MultiStepLR.milestones`) and tuples as they are in `fresh`."""
+    if isinstance(fresh, dict):
+        keys = {str(key): key for key in fresh}
+        revived = copy.copy(fresh)
+        revived.clear()
+        for key, value in saved.items():
+            name = keys.get(key, key)
+            revived[name] = _revived(value, fresh.get(name))
+        return revived
+    if isinstance(fresh, tuple):
+        return tuple(saved)
+    if isinstance(fresh, list):
+        return [_revived(one, like) for one, like in zip_longest(saved, fresh[: len(saved)])]
+    return saved
+
+
+def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    hidden = ("params", "initial_lr")
+    return [{k: v for k, v in group.items() if k not in hidden} for group in optimizer.param_groups]
+
+
+def clip_rows(grads: Params, max_norm: float) -> Params:
+    """Returns gradients {name: [k, …]} scaled so that no task's norm exceeds `max_norm`.
+
+    The norm is over one task's parameters at a time: `clip_grad_norm_` on stacked gradients would couple the tasks.
+    """
+    squares = torch.stack([grad.reshape(len(grad), -1).square().sum(1) for grad in grads.values()]).sum(0)
+    scale = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    return {name: grad * scale.view(-1, *[1] * (grad.ndim - 1)) for name, grad in grads.items()}

@@ -1,0 +1,165 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchmetrics
+from torch import nn
+
+from kinfold.errors import InputError
+from kinfold.methods import Batch
+from kinfold.tasks.objective import Metric, Objective, accuracy, make_objective, r2, resolve_metric
+
+CPU = torch.device("cpu")
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def objective(kind="classification", outputs=3, loss=None, metric=None) -> Objective:
+    return make_objective(kind, outputs, loss, metric, CPU, torch.float64)
+
+
+LOGITS, CLASSES = numbers(6, 3), torch.tensor([0, 2, 1, 1, 0, 2])
+BATCH = Batch(LOGITS, CLASSES, torch.arange(6), 3)
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]))
+
+
+def identity(x):
+    return x
+
+
+def custom(outputs, targets):
+    return F.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    "loss", [None, WEIGHTED, nn.CrossEntropyLoss(label_smoothing=0.2), custom, nn.NLLLoss(WEIGHTED.weight)]
+)
+def test_row_losses_make_up_the_loss(loss):
+    o = objective(loss=loss)
+    torch.testing.assert_close(o.row_loss(LOGITS, CLASSES).sum() / o.row_weight(CLASSES).sum(), o.loss(LOGITS, CLASSES))
+    lesson = {"soft": torch.full((6, 3), 1 / 3, dtype=torch.float64), "soft_weight": torch.tensor(0.0)}
+    expected = o.training_loss(identity, BATCH)
+    torch.testing.assert_close(expected, o.loss(LOGITS, CLASSES))
+    for labelled in (None, torch.ones(6, dtype=torch.float64)):
+        torch.testing.assert_close(o.training_loss(identity, BATCH._replace(labelled=labelled, **lesson)), expected)
+
+
+def test_softened_targets_have_row_losses_too():
+    o, soft = objective(loss=WEIGHTED), torch.softmax(numbers(6, 3, seed=1), 1)
+    torch.testing.assert_close(o.row_loss(LOGITS, soft).sum() / o.row_weight(soft).sum(), o.loss(LOGITS, soft))
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss(), lambda o, y: (o - y).abs().mean()])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_row_losses_of_regression(loss, columns):
+    o = objective("regression", columns, loss)
+    outputs, y = numbers(5, columns), numbers(5, columns, seed=1)
+    torch.testing.assert_close(o.row_loss(outputs, y).mean(), o.loss(outputs, y))
+
+
+@pytest.mark.parametrize("loss", [None, WEIGHTED])
+def test_unlabelled_rows_count_by_their_soft_targets_alone(loss):
+    o = objective(loss=loss)
+    labelled = torch.tensor([1.0, 1, 0, 1, 0, 0], dtype=torch.float64)
+    soft = torch.softmax(numbers(6, 3, seed=2), 1)
+    batch = BATCH._replace(labelled=labelled, soft=soft, soft_weight=torch.tensor(0.3, dtype=torch.float64))
+    own = o.loss(LOGITS[labelled > 0], CLASSES[labelled > 0]) / 2  # half of the batch
+    log = torch.log_softmax(LOGITS / 2.0, 1)
+    taught = 2.0**2 * -(soft * log).sum(1).mean()
+    torch.testing.assert_close(o.training_loss(identity, batch, temperature=2.0), 0.7 * own + 0.3 * taught)
+    # The labels that may not be used make no difference, not even by their class weights.
+    other = batch._replace(y=torch.where(labelled > 0, CLASSES, 2 - CLASSES))
+    assert torch.equal(o.training_loss(identity, other, 2.0), o.training_loss(identity, batch, 2.0))
+    none = batch._replace(labelled=torch.zeros(6, dtype=torch.float64))
+    torch.testing.assert_close(o.training_loss(identity, none, 2.0), 0.3 * taught)
+
+
+def test_lessons_of_regression_are_measured_by_the_same_loss():
+    o = objective("regression", 1, nn.L1Loss())
+    outputs, y, soft = numbers(4, 1), numbers(4, seed=1), numbers(4, 1, seed=2)
+    weight = torch.tensor(0.25, dtype=torch.float64)
+    batch = Batch(outputs, y, torch.arange(4), None, None, soft, weight)
+    expected = 0.75 * (outputs[:, 0] - y).abs().mean() + 0.25 * (outputs - soft).abs().mean()
+    torch.testing.assert_close(o.training_loss(identity, batch), expected)
+
+
+def test_class_weights_are_the_loss_modules_own():
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]))
+    o = objective(loss=loss)
+    loss.weight.zero_()  # the objective has a copy, in its own precision
+    log = torch.log_softmax(LOGITS, 1)[range(6), CLASSES]
+    weights = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)[CLASSES]
+    torch.testing.assert_close(o.loss(LOGITS, CLASSES), -(weights * log).sum() / weights.sum())
+    torch.testing.assert_close(o.score(LOGITS, CLASSES)[1], float(o.loss(LOGITS, CLASSES)))
+
+
+def test_one_output_column_is_aligned_with_the_targets():
+    o = objective("regression", 1)
+    outputs, y = numbers(5, 1), numbers(5, seed=1)
+    squared = float((outputs[:, 0] - y).square().mean())
+    assert float(o.training_loss(identity, Batch(outputs, y, torch.arange(5)))) == pytest.approx(squared)
+    metric, loss = o.score(outputs, y)
+    assert loss == pytest.approx(squared)
+    assert metric == pytest.approx(1 - squared * 5 / float((y - y.mean()).square().sum()))
+
+
+def test_metrics_by_hand():
+    assert accuracy(torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.0, -1.0]]), torch.tensor([0, 0, 0])) == pytest.approx(
+        2 / 3
+    )
+    y = torch.tensor([[1.0, 0.0], [3.0, 2.0]])
+    # Column 0: 1 − 2/2 = 0; column 1: 1 − 0/2 = 1.
+    assert r2(torch.tensor([[2.0, 0.0], [2.0, 2.0]]), y) == pytest.approx(0.5)
+    assert math.isnan(r2(torch.zeros(2), torch.ones(2)))
+
+
+def test_scores_of_what_diverged_are_nan():
+    bad = LOGITS.clone()
+    bad[3, 1] = math.inf
+    assert all(math.isnan(value) for value in objective().score(bad, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind", "expected"),
+    [
+        (
+            torchmetrics.classification.MulticlassAccuracy(3, average="micro"),
+            "classification",
+            accuracy(LOGITS, CLASSES),
+        ),
+        (torchmetrics.classification.MulticlassF1Score(3, average="macro"), "classification", None),
+        (torchmetrics.MeanAbsoluteError(), "regression", None),
+        (torchmetrics.R2Score(), "regression", None),
+    ],
+)
+def test_torchmetrics_objects(metric, kind, expected):
+    resolved = resolve_metric(metric, kind)
+    given = (LOGITS, CLASSES) if kind == "classification" else (numbers(6), numbers(6, seed=1))
+    direct = metric.clone()
+    direct.update(*given)
+    expected = float(direct.compute()) if expected is None else expected
+    for _ in range(2):  # no memory of earlier scores
+        assert resolved.compute(*given) == pytest.approx(expected)
+    assert resolved.name == type(metric).__name__
+    assert resolved.higher_is_better == metric.higher_is_better
+    assert resolved.oriented(0.5) == (0.5 if metric.higher_is_better else -0.5)
+    assert metric.update_count == 0  # the user's own is left alone
+
+
+def test_other_metrics():
+    def half(outputs, targets):
+        return 0.5
+
+    named = Metric("mine", half, higher_is_better=False)
+    assert resolve_metric(named, "regression") is named
+    assert objective(metric=named).score(LOGITS, CLASSES)[0] == -0.5
+    assert resolve_metric(half, "classification").name == "half"
+    assert resolve_metric(None, "classification").accuracy
+    assert resolve_metric(None, "regression").name == "r2"
+    with pytest.raises(InputError, match="metric: 3 is not a metric"):
+        resolve_metric(3, "classification")
+    with pytest.raises(InputError, match="does not say whether higher is better"):
+        resolve_metric(torchmetrics.MeanMetric(), "regression")

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+
+from kinfold.errors import InputError
+from kinfold.transfer import Teach, TeachRule
+
+LOGITS = torch.tensor([[0.0, 0.0], [0.0, math.log(9.0)], [0.0, -math.log(9.0)]], dtype=torch.float64)
+
+
+def predictor(outputs):
+    """Each task gives its own constant outputs [T, C] on every row; remembers which rows were asked for."""
+    asked = []
+
+    def predict(rows):
+        asked.append(rows)
+        return outputs[:, None].expand(-1, len(rows), -1).clone()
+
+    return predict, asked
+
+
+def lesson(rule, view):
+    plan, state = rule.plan(view, rule.start(3), torch.Generator())
+    assert state == {}
+    assert plan.trial is None
+    (change,) = plan.changes
+    assert isinstance(change, Teach)
+    return change
+
+
+def test_peer_means_by_hand(make_view):
+    predict, asked = predictor(LOGITS)
+    change = lesson(TeachRule(temperature=2.0), make_view(predict=predict))
+    # softmax(z / 2): odds √9 = 3, so (1/2, 1/2), (1/4, 3/4), (3/4, 1/4); the means are of the other two.
+    expected = torch.tensor([[0.5, 0.5], [0.625, 0.375], [0.375, 0.625]], dtype=torch.float64)
+    torch.testing.assert_close(change.targets[:, :11], expected[:, None].expand(3, 11, 2))
+    assert not change.targets[:, 11].any()  # the sealed row
+    assert asked[0].tolist() == list(range(11))
+    assert change.temperature == 2.0
+    assert torch.equal(change.teachers, ~torch.eye(3, dtype=torch.bool))
+
+
+def test_the_weight_rises_to_its_full_strength(make_view):
+    predict, _ = predictor(LOGITS)
+    rule = TeachRule(weight=0.6, ramp=0.4)
+    weights = [float(lesson(rule, make_view(period=p, predict=predict)).weight[0]) for p in (1, 2, 4, 5, 10)]
+    assert weights == pytest.approx([0.15, 0.3, 0.6, 0.6, 0.6])
+    assert float(lesson(TeachRule(weight=0.6, ramp=0), make_view(predict=predict)).weight[0]) == 0.6
+
+
+def test_own_validation_rows_are_drawn_without_labels(make_view):
+    predict, _ = predictor(LOGITS)
+    view = make_view(predict=predict)
+    assert torch.equal(lesson(TeachRule(), view).unlabelled, view.validation)
+    assert not lesson(TeachRule(unlabelled=False), view).unlabelled.any()
+
+
+def test_a_diverged_peer_is_left_out(make_view):
+    outputs = LOGITS.clone()
+    outputs[1, 0] = math.nan
+    predict, _ = predictor(outputs)
+    change = lesson(TeachRule(temperature=2.0), make_view(predict=predict))
+    assert change.teachers.tolist() == [[False, False, True], [True, False, True], [True, False, False]]
+    expected = torch.tensor([[0.75, 0.25], [0.625, 0.375], [0.5, 0.5]], dtype=torch.float64)
+    torch.testing.assert_close(change.targets[:, 0], expected)
+    assert (change.weight > 0).all()
+
+    outputs[2] = math.inf  # now task 0 has no sound peer, and is left to itself
+    predict, _ = predictor(outputs)
+    change = lesson(TeachRule(temperature=2.0), make_view(predict=predict))
+    assert change.weight[0] == 0
+    assert not change.unlabelled[0].any()
+    assert not change.teachers[0].any()
+    assert change.teachers[1:, 0].all()
+    assert change.targets.isfinite().all()
+
+
+def test_regression_teaches_the_mean_value(make_view):
+    predict, _ = predictor(torch.tensor([[1.0], [2.0], [6.0]]))
+    change = lesson(TeachRule(), make_view(predict=predict, classes=None))
+    assert change.targets[:, 3].tolist() == [[4.0], [3.5], [1.5]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": 1.5}, "teach: weight is 1.5"),
+        ({"temperature": 0.0}, "teach: temperature is 0.0"),
+        ({"temperature": math.inf}, "teach: temperature is inf"),
+        ({"ramp": -0.1}, "teach: ramp is -0.1"),
+        ({"period": 0}, "teach: period is 0"),
+        ({"until": 2}, "teach: until is 2"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(options, message):
+    with pytest.raises(InputError, match=message) as error:
+        TeachRule(**options)
+    assert "\n" not in str(error.value)
