@@ -1,0 +1,280 @@
+import copy
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+
+from kinfold.errors import InputError
+from kinfold.report import render, write_report
+from kinfold.report.page import Scale
+
+VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """A page's elements and text; fails on a tag that is not closed, or closed out of turn."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> out of turn"
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += f" {data}"
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def check_self_contained(html: str) -> None:
+    assert "http" not in html.lower()
+    assert "<script" not in html
+    for _, attributes in Page(html).elements:
+        assert "src" not in attributes
+        for name in ("href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
+
+
+def test_the_answer_comes_first(make_run):
+    text = Page(render(*make_run())).text
+    head = text[: text.index("Learning curves")]
+    assert "accuracy, estimated once on 180 sealed rows" in head
+    assert "95.4 %" in head
+    assert "95 % interval 91.2 % to 97.9 %" in head
+    assert "Clean:" in head
+    assert "Task 0 of 3 (0 to 2), picked for the best mean over all validation sets." in head
+    assert "The mean over the 3 validation sets said 97.0 %; the sealed rows say 95.4 %, 1.6 points lower." in head
+    assert "53 % had been trained on" in head  # (0 + 0.8 + 0.8) / 3
+
+
+def test_every_part_is_there(make_run):
+    page = Page(render(*make_run()))
+    for words in (
+        "digits · mlp",
+        "its best snapshot, kept from period 2",
+        "3 of 9 proposed transfers were accepted",
+        "copy amto 9 3",
+        "teach teach 4 4",
+        "Small squares are lessons from several tasks",
+        "Loss 0.1357",
+        "Calibration error 0.0246",
+        "yes 0.864 0.975 17",
+        "warning 2 rows are equal",
+        "engine: vectorised is fastest",
+        "ended by patience",
+        "31.2 s",
+        "67 min",
+        "2 h 13 min",
+        "412,000",
+        "17,123",
+        "412 MiB",
+        "optimizer.init_args.lr 0.05",
+    ):
+        assert words in page.text, words
+
+
+def test_the_page_is_self_contained_and_described(make_run):
+    html = render(*make_run())
+    check_self_contained(html)
+    page = Page(html)
+    drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(drawings) == 6 == page.count("figure") == page.count("figcaption")
+    assert all(x["role"] == "img" and x["aria-label"] for x in drawings)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {"width=device-width, initial-scale=1", "light dark"} <= {x.get("content") for _, x in page.elements}
+
+
+def test_every_score_is_in_the_table(make_run):
+    run = make_run()
+    html = render(*run)
+    table = html[html.index("The numbers:") :]
+    cells = re.findall(r"<td>([^<]*)", table[: table.index("</table>")])
+    assert cells == [f"{100 * score:.1f} %" for row in run.result["scores"]["matrix"] for score in row]
+    assert table.count("80 % seen") == 6
+
+
+def test_rendering_is_deterministic(make_run):
+    assert render(*make_run()) == render(*make_run())
+
+
+def test_nothing_a_user_named_becomes_markup(make_run):
+    hostile = "<script>alert('&')</script>$x^2$\"onload=\""
+    result, history, _, findings = copy.deepcopy(make_run(metric=hostile))
+    result["data"] = result["model"] = result["engine"] = hostile
+    result["selected"] |= {"criterion": hostile}
+    result["estimate"]["details"]["per_class"][0]["label"] = hostile
+    findings[0]["message"] = findings[0]["severity"] = hostile
+    history[-1]["message"] = hostile
+    for event in history:
+        if event["event"] == "transfer":
+            event["rule"] = hostile
+            for transfer in event["transfers"]:
+                transfer["form"] = hostile
+    html = render(result, history, {hostile: hostile}, findings)
+    check_self_contained(html)
+    page = Page(html)
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert page.text.count(hostile) >= 12  # shown as it was written
+
+
+def test_without_sealed_rows_there_is_no_number_to_quote(make_run):
+    page = Page(render(*make_run(holdout=False)))
+    assert "No clean estimate: holdout=0" in page.text
+    assert "The mean over the 3 validation sets said 97.0 %. That score chose the model" in page.text
+    assert "Clean:" not in page.text
+    assert "On the sealed rows" not in page.text
+
+
+def test_an_exposed_estimate_is_called_so(make_run):
+    result, *rest = copy.deepcopy(make_run())
+    result["estimate"]["clean"] = False
+    text = Page(render(result, *rest)).text
+    assert "Not clean:" in text
+    assert " Clean:" not in text
+
+
+def test_one_task(make_run):
+    page = Page(render(*make_run(tasks=1)))
+    assert "There was one task, so nothing to transfer." in page.text
+    assert "The validation set said 97.0 %; the sealed rows say 95.4 %" in page.text
+    assert page.count("figure") == 3  # comparison and two learning curves
+
+
+def test_many_tasks_show_exposure_beside_the_scores(make_run):
+    html = render(*make_run(tasks=64, periods=3))
+    check_self_contained(html)
+    page = Page(html)
+    assert page.count("figure") == 7
+    assert "Share of each cell" in page.text
+    assert page.count("text") < 300  # no number in 4,096 cells
+
+
+def test_no_transfers(make_run):
+    result, history, config, findings = copy.deepcopy(make_run())
+    result["transfers"] = {"proposed": 0, "accepted": 0, "by_pair": [[0] * 3] * 3}
+    history = [event for event in history if event["event"] != "transfer"]
+    page = Page(render(result, history, config, findings))
+    assert "No transfers were tried." in page.text
+    assert page.count("figure") == 4
+
+
+def test_regression_is_not_in_percent(make_run):
+    result, *rest = copy.deepcopy(make_run(metric="r2"))
+    result["estimate"]["details"] = {"loss": 0.25}
+    text = Page(render(result, *rest)).text
+    assert "0.954" in text
+    assert "said 0.970; the sealed rows say 0.954, 0.016 lower." in text
+    assert "points" not in text
+    assert "Calibration" not in text
+
+
+def test_missing_scores_are_dashes_not_crashes(make_run):
+    result, history, config, findings = copy.deepcopy(make_run())
+    for key in ("matrix", "loss_matrix"):
+        result["scores"][key] = [[None] * 3] * 3
+    result["scores"]["own"] = [None] * 3
+    result["estimate"] |= {
+        "value": None,
+        "low": None,
+        "high": float("nan"),
+        "details": {"loss": None, "per_class": None},
+    }
+    for event in history:
+        if event["event"] == "period":
+            event |= {"train_loss": [None, 1.0, float("nan")], "metric": [None] * 3}
+    result["cost"] = {"wall_seconds": None}
+    page = Page(render(result, history, config, findings))
+    assert "nan" not in page.text.lower()
+    assert "95 % interval – to –" in page.text
+    assert "Wall time –" in page.text
+    assert "Peak memory –" in page.text
+
+
+@pytest.mark.parametrize(("kind", "words"), [("soup", "A soup"), ("average", "average"), ("distilled", "distilled")])
+def test_a_pick_that_is_no_task(make_run, kind, words):
+    result, *rest = copy.deepcopy(make_run())
+    result["selected"] = {"kind": kind, "task": None, "criterion": "mean", "score": 0.98}
+    page = Page(render(result, *rest))
+    assert words in page.text
+    assert "The mean over the 3 validation sets said 98.0 %" in page.text
+    assert "The frame is" not in page.text
+    assert "thick line" not in page.text
+
+
+def test_interrupted_before_the_first_period(make_run):
+    result, _, config, _ = copy.deepcopy(make_run())
+    result |= {"stopped": "interrupted", "epochs_run": 0}
+    text = Page(render(result, [], config, [])).text
+    assert "Interrupted after 0 periods" in text
+    assert "No period was finished." in text
+    assert "Nothing found when the splits were checked" in text
+
+
+def test_scale():
+    assert Scale.of("accuracy").text(0.12345) == "12.3 %"
+    assert Scale.of("r2").text(-0.5) == "-0.500"
+    assert Scale.of("accuracy").text(None) == "–"
+    assert Scale.of("accuracy").difference(-0.021) == "2.1 points"
+    assert Scale.of("mean squared error").difference(12.34) == "12"
+
+
+@pytest.fixture
+def run_directory(make_run, tmp_path):
+    run = make_run()
+    (tmp_path / "result.json").write_text(json.dumps(run.result))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(run.config, sort_keys=False))
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in run.history))
+    return tmp_path
+
+
+def test_write_report(run_directory, make_run):
+    run = make_run()
+    path = write_report(run_directory)
+    assert path == run_directory / "report.html"
+    assert path.read_text(encoding="utf-8") == render(*run)
+
+
+@pytest.mark.parametrize("line", ['{"event": "per\n{}', "[1]", '{"period": 1}'])
+def test_a_damaged_history_is_named_by_file_and_line(run_directory, line):
+    history = run_directory / "history.jsonl"
+    lines = len(history.read_text().splitlines())
+    with history.open("a") as file:
+        file.write(line)
+    with pytest.raises(InputError, match=rf"history\.jsonl: line {lines + 1} is no[^\n]*resume the run") as caught:
+        write_report(run_directory)
+    assert "\n" not in str(caught.value)
+    assert not (run_directory / "report.html").exists()
+
+
+def test_a_last_line_that_a_crash_cut_off_is_left_out(run_directory, make_run):
+    with (run_directory / "history.jsonl").open("a") as file:
+        file.write('{"event": "per')
+    assert write_report(run_directory).read_text(encoding="utf-8") == render(*make_run())
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.yaml", "history.jsonl"])
+def test_a_missing_file_is_named(run_directory, name):
+    (run_directory / name).unlink()
+    with pytest.raises(InputError, match=re.escape(name)):
+        write_report(run_directory)
