@@ -6,6 +6,44 @@ sets, with an honest estimate of how good it is.
 
 It implements the framework of *A Novel DNN Training Framework via Data Sampling and Multi-Task Optimization*
 (Zhang, Qin, Pan, Sellis, arXiv:2007.01016).
+
+Example:
+    >>> import kinfold
+    >>> result = kinfold.fit("mlp", "iris", tasks=3, epochs=5)
+    >>> result.estimate.metric
+    'accuracy'
 """
 
-from kinfold._version import __version__ as __version__
+from typing import TYPE_CHECKING, Any
+
+from kinfold._version import __version__
+from kinfold.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from kinfold.fitting import fit
+    from kinfold.result import Result, load
+    from kinfold.tasks.objective import Metric
+
+_LAZY = {
+    "fit": "kinfold.fitting",
+    "load": "kinfold.result",
+    "Result": "kinfold.result",
+    "Metric": "kinfold.tasks.objective",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs torch when it is first asked for, so that `kinfold --help` is quick."""
+    import importlib
+
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    try:
+        return importlib.import_module(f"kinfold.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"kinfold.{name}":
+            raise
+        raise AttributeError(f"module 'kinfold' has no attribute {name!r}") from None
+
+
+__all__ = ["InputError", "Metric", "Result", "RunError", "__version__", "fit", "load"]

@@ -1,0 +1,344 @@
+"""What a run hands back: one model, the score matrix, the estimate, and how it came about.
+
+Legend: T tasks, N rows, C classes or outputs.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor, nn
+
+from kinfold import files
+from kinfold._version import __version__
+from kinfold.config import is_object
+from kinfold.data import encoder_from_spec
+from kinfold.data.base import Encoder, Inputs, Kind, Label
+from kinfold.errors import InputError
+from kinfold.models import Rescaled, factory
+from kinfold.report import write_report
+from kinfold.selection import Estimate
+from kinfold.splits.base import Splits
+from kinfold.splits.saved import load_splits, save_splits
+from kinfold.tasks.state import materialise
+
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every task's best model on every task's validation rows.
+
+    Attributes:
+        metric: its name; the numbers are in its own direction.
+        matrix: S [T, T], S[t, j] is model t on validation set j.
+        loss_matrix: [T, T] likewise.
+        own: [T] the diagonal of S.
+        exposed: [T, T] share of a cell's rows that the model, or anything it learned from, has trained on.
+    """
+
+    metric: str
+    matrix: Float[Tensor, "T T"]
+    loss_matrix: Float[Tensor, "T T"]
+    own: Float[Tensor, " T"]
+    exposed: Float[Tensor, "T T"]
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Which candidate was handed back.
+
+    Attributes:
+        kind: `task`, `soup`, `average` or `distilled`.
+        task: its number, where it is one task's model.
+        criterion: how the score matrix was made one number.
+        score: that number, in the metric's own direction (for `rank`, the mean rank). It was selected by, so it
+            is optimistic: it is not an estimate.
+    """
+
+    kind: str
+    task: int | None
+    criterion: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Transfers:
+    """How much knowledge moved.
+
+    Attributes:
+        proposed: moves that were tried.
+        accepted: moves that were taken.
+        by_pair: [T, T] accepted moves, recipient by donor; a lesson from several teachers counts for each.
+    """
+
+    proposed: int
+    accepted: int
+    by_pair: Int64[Tensor, "T T"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the model predicts, without the rows.
+
+    Attributes:
+        kind: classification or regression.
+        outputs: C.
+        labels: class c as the user wrote it; None for regression.
+        name: the column's name, or None.
+    """
+
+    kind: Kind
+    outputs: int
+    labels: tuple[Label, ...] | None
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        model: the selected model, in eval mode, on the CPU.
+        selected: which one it is.
+        scores: the score matrix.
+        estimate: its score on the sealed rows, used this once; None with `holdout=0`: there is no clean estimate.
+        transfers: how much knowledge moved.
+        history: one entry a period, transfer, audit finding and note.
+        cost: wall_seconds, train_seconds, transfer_seconds, sample_visits, samples_per_second, peak_memory_bytes.
+        config: the complete configuration, as in `config.yaml`.
+        splits: sealed rows, and the tasks' training and validation rows.
+        encoder: the fitted preprocessing.
+        target: what is predicted.
+        engine: the engine that ran.
+        device: where it ran.
+        epochs_run: periods trained.
+        stopped: `patience` or `epochs`.
+    """
+
+    model: nn.Module
+    selected: Selected
+    scores: Scores
+    estimate: Estimate | None
+    transfers: Transfers
+    history: list[dict[str, Any]]
+    cost: dict[str, float | int]
+    config: dict[str, Any]
+    splits: Splits
+    encoder: Encoder
+    target: Target
+    engine: str
+    device: str
+    epochs_run: int
+    stopped: str
+
+    def predict(self, x: Any) -> Shaped[np.ndarray, "N *K"]:
+        """Returns the predicted classes as the user wrote them, or the predicted values.
+
+        Args:
+            x: N rows in the form the run was given them: an array, a tensor, a `DataFrame` …
+
+        Raises:
+            InputError: the rows do not fit what the run was trained on.
+        """
+        outputs = self.outputs(x)
+        if self.target.labels is not None:
+            labels: np.ndarray = np.array(self.target.labels)[outputs.argmax(1).numpy()]
+            return labels
+        values: np.ndarray = outputs.double().numpy()
+        return values[:, 0] if self.target.outputs == 1 else values
+
+    def predict_proba(self, x: Any) -> Float[np.ndarray, "N C"]:
+        """Returns the classes' probabilities, in the order of `target.labels`.
+
+        Raises:
+            InputError: the run was a regression, or the rows do not fit.
+        """
+        if self.target.labels is None:
+            raise InputError("predict_proba: the run was a regression; use predict.")
+        probabilities: np.ndarray = torch.softmax(self.outputs(x).double(), 1).numpy()
+        return probabilities
+
+    def outputs(self, x: Any) -> Float[Tensor, "N C"]:
+        """Returns the model's raw outputs: logits, or values."""
+        inputs = self.encoder.encode(x)
+        return model_outputs(self.model, inputs, torch.arange(len(inputs)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns `result.json` as JSON values (see docs/contracts.md)."""
+        said: dict[str, Any] = files.jsonable(
+            {
+                "version": __version__,
+                "seed": self.config["seed"],
+                "engine": self.engine,
+                "device": self.device,
+                "precision": self.config["precision"],
+                "data": _text(self.config["data"]),
+                "model": _text(self.config["model"]),
+                "tasks": self.splits.tasks,
+                "epochs_run": self.epochs_run,
+                "stopped": self.stopped,
+                "selected": asdict(self.selected),
+                "scores": asdict(self.scores),
+                "estimate": None if self.estimate is None else asdict(self.estimate),
+                "transfers": asdict(self.transfers),
+                "cost": self.cost,
+            }
+        )
+        return said
+
+    def save(self, directory: str | Path) -> Path:
+        """Writes the run directory, report included; returns its path.
+
+        Raises:
+            InputError: the directory holds a run already.
+        """
+        path = Path(directory)
+        if (path / "config.yaml").exists():
+            raise InputError(f"save: {path} already holds a run; choose another directory.")
+        write_start(path, self.config, self.splits)
+        lines = [files.json_line(event) + "\n" for event in self.history]
+        files.write_text(path / "history.jsonl", "".join(lines))
+        self.write_end(path)
+        return path
+
+    def write_end(self, directory: Path) -> None:
+        """Writes what is known at the end of a run: the model, `result.json` and the report."""
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        files.write_tensors(directory / "model.safetensors", tensors)
+        about = {
+            "model": self.config["model"],
+            "rescaled": isinstance(self.model, Rescaled),
+            "target": asdict(self.target),
+            "encoder": self.encoder.spec(),
+        }
+        files.write_json(directory / "model.json", about)
+        files.write_json(directory / "result.json", self.to_json())
+        write_report(directory)
+
+
+def model_outputs(model: nn.Module, inputs: Inputs, rows: Int64[Tensor, " m"]) -> Float[Tensor, "m C"]:
+    """Returns the outputs of one model in eval mode on the CPU, a chunk of rows at a time."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    inputs = inputs.to(torch.device("cpu"), dtype)
+    outputs = []
+    with torch.no_grad():
+        for chunk in torch.split(rows, _ROWS_AT_ONCE):
+            x = inputs.rows(chunk)
+            outputs.append(model(*x) if isinstance(x, tuple) else model(x))
+    whole = torch.cat(outputs)
+    return whole[:, None] if whole.ndim == 1 else whole
+
+
+def write_start(directory: Path, config: Mapping[str, Any], splits: Splits) -> None:
+    """Writes what is known at the start of a run: configuration and splits."""
+    files.write_text(directory / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    save_splits(splits, directory / "splits.safetensors")
+
+
+def finished(directory: str | Path) -> Path:
+    """Returns the path of a directory that holds a finished run.
+
+    Raises:
+        InputError: it does not.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise InputError(f"run: {path} is not a directory; give the directory that `kinfold train` wrote.")
+    if not (path / "result.json").exists():
+        if (path / "config.yaml").exists():
+            raise InputError(f"run: {path} holds an unfinished run; go on with kinfold train --resume --out {path}.")
+        raise InputError(f"run: {path} holds no run; give the directory that `kinfold train` wrote.")
+    return path
+
+
+def load(directory: str | Path, model: nn.Module | None = None) -> Result:
+    """Returns a finished run from its directory.
+
+    Args:
+        directory: a run directory.
+        model: a module of the run's structure, for runs whose model was given as a Python object; its parameters
+            are overwritten. Models given by name or as `package.module:factory` are rebuilt.
+
+    Raises:
+        InputError: the directory holds no finished run, a file is damaged, or the model cannot be rebuilt.
+    """
+    path = finished(directory)
+    said, about = files.read_json(path / "result.json"), files.read_json(path / "model.json")
+    tensors, _ = files.read_tensors(path / "model.safetensors")
+    try:
+        target = Target(**{**about["target"], "labels": _tuple(about["target"]["labels"])})
+        encoder = encoder_from_spec(about["encoder"])
+        if model is None:
+            model = _rebuilt(about["model"], encoder.input_shape, target.outputs)
+        materialise([model], torch.zeros(2, *encoder.input_shape), seed=0)
+        if about["rescaled"] and not isinstance(model, Rescaled):
+            model = Rescaled(model, torch.zeros(target.outputs), torch.ones(target.outputs))
+        scores, transfers = said["scores"], said["transfers"]
+        result = Result(
+            model=_filled(model, tensors),
+            selected=Selected(**{**said["selected"], "score": _number(said["selected"]["score"])}),
+            scores=Scores(scores["metric"], *(_matrix(scores[k]) for k in ("matrix", "loss_matrix", "own", "exposed"))),
+            estimate=None if said["estimate"] is None else Estimate(**said["estimate"]),
+            transfers=Transfers(transfers["proposed"], transfers["accepted"], torch.tensor(transfers["by_pair"])),
+            history=files.read_json_lines(path / "history.jsonl"),
+            cost=said["cost"],
+            config=files.read_yaml(path / "config.yaml"),
+            splits=load_splits(path / "splits.safetensors"),
+            encoder=encoder,
+            target=target,
+            engine=said["engine"],
+            device=said["device"],
+            epochs_run=said["epochs_run"],
+            stopped=said["stopped"],
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(f"run: {path} is damaged or of another version ({error!r}).") from None
+    return result
+
+
+def _rebuilt(spec: Any, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    if not isinstance(spec, (str, Mapping)) or is_object(spec):
+        raise InputError("load: the run's model was a Python object; give load(directory, model=…) its structure.")
+    # Its parameters are overwritten, but drawing them must not move the caller's random state.
+    with torch.random.fork_rng([]):
+        return factory(spec, input_shape, outputs)()
+
+
+def _filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name in sorted({*own, *tensors}):
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
+            raise InputError(f"load: the model does not fit what was saved, at {name!r}; give the structure trained.")
+    model = model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, value in tensors.items():
+            own[name].copy_(value)
+    return model.eval()
+
+
+def _matrix(rows: Any) -> Float[Tensor, "T *T2"]:
+    return torch.tensor(_nan(rows), dtype=torch.float64)
+
+
+def _nan(value: Any) -> Any:
+    return [_nan(v) for v in value] if isinstance(value, list) else _number(value)
+
+
+def _number(value: float | int | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _tuple(value: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    return None if value is None else tuple(value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else files.json_line(value)

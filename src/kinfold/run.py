@@ -1,0 +1,247 @@
+"""The loop of a run: train, score, snapshot, transfer, checkpoint, until done. Readable from top to bottom.
+
+Legend: T tasks, N rows.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from kinfold import random
+from kinfold.checkpoint import Checkpoints
+from kinfold.engines import Engine, Job
+from kinfold.errors import RunError
+from kinfold.selection.better import better
+from kinfold.selection.ledger import Ledger
+from kinfold.tasks.order import Segment
+from kinfold.transfer.base import Outcome, Plan, Rule, State, View
+
+Event: TypeAlias = dict[str, Any]
+Listener: TypeAlias = Callable[[Event], None]
+
+
+@dataclass
+class Progress:
+    """Where a run stands after a period; with the engine's state, all that resuming needs.
+
+    Attributes:
+        period: periods done.
+        best: [T, 2] (metric, loss) of each task's best snapshot; NaN before the first.
+        stale: [T] periods since the task last improved.
+        ledger: rows that each task has been exposed to.
+        best_exposed: [T, N] what the ledger said when the best snapshot was taken.
+        rule: the transfer rule's state.
+        proposed: moves proposed so far.
+        accepted: moves accepted so far.
+        by_pair: [T, T] accepted moves, recipient by donor (a move from several donors counts for each).
+        train_seconds: spent training.
+        transfer_seconds: spent planning, trying and applying transfers.
+        wall_seconds: spent in all.
+        data: fingerprint of the data, by which resuming knows them again.
+    """
+
+    best: Float[Tensor, "T 2"]
+    stale: Int64[Tensor, " T"]
+    ledger: Ledger
+    best_exposed: Bool[Tensor, "T N"]
+    rule: State
+    by_pair: Int64[Tensor, "T T"]
+    period: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    train_seconds: float = 0.0
+    transfer_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    data: str = ""
+
+    @classmethod
+    def start(cls, job: Job, rule: Rule, data: str = "") -> "Progress":
+        """Returns the state before the first period."""
+        T = job.tasks
+        return cls(
+            best=torch.full((T, 2), math.nan, dtype=torch.float64),
+            stale=torch.zeros(T, dtype=torch.int64),
+            ledger=Ledger.start(job.train),
+            best_exposed=job.train.clone(),
+            rule=rule.start(T),
+            by_pair=torch.zeros(T, T, dtype=torch.int64),
+            data=data,
+        )
+
+    def save(self, engine: Engine, checkpoints: Checkpoints) -> None:
+        """Writes a checkpoint."""
+        tensors, values = engine.state()
+        tensors = {f"engine/{name}": value for name, value in tensors.items()}
+        tensors |= {f"rule/{name}": value for name, value in self.rule.items()}
+        tensors |= {"run/exposed": self.ledger.exposed}
+        tensors |= {f"run/{name}": getattr(self, name) for name in ("best", "stale", "best_exposed", "by_pair")}
+        own = {name: getattr(self, name) for name in _PLAIN}
+        checkpoints.save(self.period, tensors, {"run": own, "engine": values, "engine_name": engine.name})
+
+    @classmethod
+    def load(cls, engine: Engine, tensors: dict[str, Tensor], values: Any) -> "Progress":
+        """Puts a checkpoint's state back into the engine, and returns where the run stands."""
+        parts: dict[str, dict[str, Any]] = {"engine": {}, "rule": {}, "run": {}}
+        for key, value in tensors.items():
+            part, name = key.split("/", 1)
+            parts[part][name] = value
+        engine.restore(parts["engine"], values["engine"])
+        ledger = Ledger(parts["run"].pop("exposed"))
+        return cls(ledger=ledger, rule=parts["rule"], **parts["run"], **values["run"])
+
+
+_PLAIN = ("period", "proposed", "accepted", "train_seconds", "transfer_seconds", "wall_seconds", "data")
+
+
+def run(
+    engine: Engine,
+    job: Job,
+    rule: Rule,
+    progress: Progress,
+    *,
+    epochs: int,
+    patience: int | None,
+    unsealed: Bool[Tensor, " N"],
+    listen: Listener,
+    checkpoints: Checkpoints | None = None,
+) -> str:
+    """Trains until every task has gone `patience` periods without improving, or `epochs` is reached.
+
+    Args:
+        engine: started on `job`, and restored if `progress` is not at its start.
+        job: what is trained.
+        rule: the transfer rule.
+        progress: where the run stands; brought up to date in place.
+        epochs: the cap, and the length of the schedule.
+        patience: periods without improvement, or None to run to the cap.
+        unsealed: [N] rows that may be used.
+        listen: is told of every period and transfer.
+        checkpoints: where to write the state after each period, or None.
+
+    Returns:
+        Why it stopped, `epochs` or `patience`.
+
+    Raises:
+        RunError: no task ever had a finite score.
+    """
+    while progress.period < epochs and not _worn_out(progress, patience):
+        began = time.perf_counter()
+        progress.period += 1
+        rates = engine.learning_rates()
+        train_loss = engine.train(Segment(progress.period))
+        trained = time.perf_counter()
+        scores = engine.score()
+        improved = _note_best(engine, job, progress, scores)
+        engine.end_period(scores)
+        scored = time.perf_counter()
+        listen(
+            {
+                "event": "period",
+                "period": progress.period,
+                "train_loss": train_loss.tolist(),
+                "metric": [job.objective.metric.oriented(value) for value in scores[:, 0].tolist()],
+                "loss": scores[:, 1].tolist(),
+                "improved": improved.tolist(),
+                "lr": rates,
+                "seconds": scored - began,
+            }
+        )
+        told = time.perf_counter()
+        last = progress.period == epochs or _worn_out(progress, patience)
+        if job.tasks > 1 and not last and rule.due(progress.period, epochs):
+            _transfer(engine, job, rule, progress, scores, improved, epochs, unsealed, listen)
+        progress.train_seconds += trained - began
+        applied = time.perf_counter()
+        progress.transfer_seconds += applied - told
+        progress.wall_seconds += applied - began
+        if checkpoints is not None:
+            progress.save(engine, checkpoints)
+            progress.wall_seconds += time.perf_counter() - applied  # the next checkpoint has it
+    if bool(progress.best.isnan().any(1).all()):
+        raise RunError(
+            "no task ever had a finite score: training diverged (lower the learning rate, or set clip_norm), or the "
+            "metric is not defined on the validation rows (R² of a constant target)."
+        )
+    return "epochs" if progress.period >= epochs else "patience"
+
+
+def _worn_out(progress: Progress, patience: int | None) -> bool:
+    return patience is not None and bool((progress.stale >= patience).all())
+
+
+def _note_best(engine: Engine, job: Job, progress: Progress, scores: Float[Tensor, "T 2"]) -> Bool[Tensor, " T"]:
+    improved = better(scores[:, 0], scores[:, 1], progress.best[:, 0], progress.best[:, 1], by=job.better)
+    engine.snapshot(improved)
+    progress.best[improved] = scores[improved]
+    progress.best_exposed[improved] = progress.ledger.exposed[improved]
+    progress.stale = torch.where(improved, 0, progress.stale + 1)
+    return improved
+
+
+def _transfer(
+    engine: Engine,
+    job: Job,
+    rule: Rule,
+    progress: Progress,
+    scores: Float[Tensor, "T 2"],
+    improved: Bool[Tensor, " T"],
+    epochs: int,
+    unsealed: Bool[Tensor, " N"],
+    listen: Listener,
+) -> None:
+    view = View(
+        period=progress.period,
+        epochs=epochs,
+        metric=scores[:, 0],
+        loss=scores[:, 1],
+        improved=improved,
+        validation=job.validation,
+        exposed=progress.ledger.exposed,
+        unsealed=unsealed,
+        classes=job.objective.classes,
+        predict=engine.predict if "predictions" in rule.needs else None,
+    )
+    draws = random.generator(job.seed, "transfer", progress.period)
+    plan, progress.rule = rule.plan(view, progress.rule, draws)
+    if plan is None:
+        return
+    outcome = engine.apply(plan, progress.period)
+    progress.rule = rule.learn(plan, outcome, progress.rule)
+    # The ledger follows from the plan itself and from what was accepted; no rule can leave it out.
+    everyone = torch.ones(job.tasks, dtype=torch.bool)  # the lineage already leaves out what was not accepted
+    progress.ledger = progress.ledger.after(plan.lineage(outcome.accepted), everyone, plan.taught_rows())
+    moves = _log(plan, outcome, job)
+    for move in moves:
+        progress.proposed += 1
+        if move["accepted"]:
+            progress.accepted += 1
+            for donor in move["donors"]:
+                progress.by_pair[move["recipient"], donor] += 1
+    event = {"event": "transfer", "period": progress.period, "rule": rule.name, "transfers": moves}
+    listen(event if plan.note is None else {**event, "note": plan.note})
+
+
+def _log(plan: Plan, outcome: Outcome, job: Job) -> list[Event]:
+    """The plan's moves as lines of the transfer log, with the scores that decided."""
+
+    def shown(score: Float[Tensor, " 2"]) -> list[float] | None:
+        metric, loss = score.tolist()
+        return None if math.isnan(metric) and math.isnan(loss) else [job.objective.metric.oriented(metric), loss]
+
+    return [
+        {
+            **dataclasses.asdict(move),
+            "donor": move.donors[0] if len(move.donors) == 1 else None,
+            "before": None if move.form == "teach" else shown(outcome.before[move.recipient]),
+            "after": None if move.form == "teach" else shown(outcome.after[move.recipient]),
+            "accepted": move.form == "teach" or bool(outcome.accepted[move.recipient]),
+        }
+        for move in plan.moves()
+    ]

@@ -1,0 +1,479 @@
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import kinfold
+from kinfold.cli import COMMANDS, KEYS, main
+from kinfold.fitting import fit
+
+FAST = ("--tasks", "2", "--epochs", "2")
+METHODS = "[mixup, {name: label_smoothing, epsilon: 1e-1}]"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs the command line in this process: (exit status, standard output, standard error)."""
+
+    def call(*argv):
+        capsys.readouterr()
+        status = main(argv)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def table(rows=90):
+    """String labels, a categorical column, missing values, and a label that looks like a formula."""
+    rng = np.random.default_rng(0)
+    size = rng.normal(size=rows)
+    frame = pd.DataFrame(
+        {
+            "size": np.where(rng.random(rows) < 0.1, np.nan, size),
+            "colour": rng.choice(["red", "green", None], rows),
+            "species": np.where(size > 0.3, "=oak", "ash, grey"),
+        }
+    )
+    frame.to_csv("trees.csv", index=False)
+    return frame
+
+
+def files():
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
+def test_every_argument_of_fit_is_a_key():
+    assert {"data", *KEYS} == set(inspect.signature(fit).parameters) - {"out", "resume", "listen"}
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = "import sys, kinfold.cli; kinfold.cli.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    for argv in ([], ["--help"], ["--version"]):
+        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+        assert done.stdout.strip()
+        assert not done.stderr
+
+
+def test_alone_it_says_what_to_do_next(cli):
+    status, out, err = cli()
+    assert status == 0
+    assert "kinfold train digits" in out
+    assert all(f"kinfold {name}" in out for name in COMMANDS)
+    assert not err
+
+
+def test_version_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "kinfold", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"kinfold {kinfold.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert COMMANDS[command].summary in out
+    if command == "train":
+        assert "(default: 8)" in out
+        assert "(default: mlp)" in out
+
+
+def test_data_list(cli):
+    status, out, _ = cli("data", "list")
+    assert status == 0
+    assert "digits            1797 rows   1x8x8 features  10 classes" in out.splitlines()
+    assert "diabetes           442 rows      10 features  regression" in out.splitlines()
+
+
+def test_a_table_trains_evaluates_and_predicts(cli):
+    frame = table()
+    status, out, err = cli("train", "trees.csv", "--target", "species", *FAST, "--out", "run")
+    assert status == 0
+    assert out.startswith("accuracy ")
+    assert "on 9 sealed rows, clean" in out
+    assert "run/report.html" in out
+
+    status, out, _ = cli("evaluate", "run", "trees.csv")
+    assert status == 0
+    assert out.startswith("accuracy ")
+    assert "ash, grey" in out
+    assert "no clean estimate" in out
+    status, out, _ = cli("evaluate", "run", "trees.csv", "--json")
+    said = json.loads(out)
+    assert said["rows"] == 90
+    assert said["clean"] is None
+    assert [each["label"] for each in said["details"]["per_class"]] == ["=oak", "ash, grey"]
+
+    frame.drop(columns="species").to_csv("new.csv", index=False)
+    status, out, err = cli("predict", "run", "new.csv", "--out", "p.csv")
+    assert (status, out, err) == (0, "90 predictions in p.csv\n", "")
+    assert cli("predict", "run", "trees.csv", "--out", "p.parquet")[0] == 0
+    predicted = pd.read_csv("p.csv")
+    pd.testing.assert_frame_equal(predicted, pd.read_parquet("p.parquet"), check_dtype=False)
+    assert list(predicted) == ["row", "prediction", "probability_=oak", "probability_ash, grey"]
+    assert list(predicted.row) == list(range(90))
+    probabilities = predicted[["probability_=oak", "probability_ash, grey"]].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+    assert list(predicted.prediction) == [("=oak", "ash, grey")[c] for c in probabilities.argmax(1)]
+    accuracy = (predicted.prediction == frame.species).mean()
+    assert accuracy == pytest.approx(said["value"])
+
+
+def test_predict_overwrites_nothing_unless_forced(cli):
+    assert cli("train", "iris", *FAST, "--out", "run")[0] == 0
+    Path("p.csv").write_text("mine")
+    status, out, err = cli("predict", "run", "iris", "--out", "p.csv")
+    assert (status, out) == (2, "")
+    assert "--force" in err
+    assert Path("p.csv").read_text() == "mine"
+    assert cli("predict", "run", "iris", "--out", "p.csv", "--force")[0] == 0
+    assert len(pd.read_csv("p.csv")) == 150
+
+
+def test_labels_come_back_as_they_were_written(cli):
+    rng = np.random.default_rng(0)
+    np.savez("d.npz", X=rng.normal(size=(60, 3)), y=rng.choice([10, -3, 7], 60))
+    assert cli("train", "d.npz", *FAST, "--out", "run")[0] == 0
+    assert cli("predict", "run", "d.npz", "--out", "p.csv")[0] == 0
+    predicted = pd.read_csv("p.csv")
+    assert list(predicted)[2:] == ["probability_-3", "probability_7", "probability_10"]
+    assert set(predicted.prediction) <= {-3, 7, 10}
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+def test_regression(cli, targets):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 3))
+    y = X[:, :targets].squeeze() * 2
+    np.savez("d.npz", X=X, y=y)
+    assert cli("train", "d.npz", *FAST, "--out", "run")[0] == 0
+    status, out, _ = cli("evaluate", "run", "d.npz", "--json")
+    assert status == 0
+    assert json.loads(out)["metric"] == "r2"
+    assert cli("predict", "run", "d.npz", "--out", "p.csv")[0] == 0
+    names = ["prediction"] if targets == 1 else ["prediction_0", "prediction_1"]
+    assert list(pd.read_csv("p.csv")) == ["row", *names]
+
+
+def test_the_loss_is_in_the_units_of_the_run(cli):
+    """A table's squared error is told in units of the target's variance, in the run as in evaluate."""
+    assert cli("train", "diabetes", "--tasks", "2", "--epochs", "20", "--out", "run")[0] == 0
+    said = json.loads(cli("evaluate", "run", "diabetes", "--json")[1])
+    assert said["details"]["loss"] < 2
+
+
+def test_json_is_alone_and_is_the_file(cli):
+    status, out, err = cli("train", "iris", *FAST, "--json", "--quiet")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == json.loads(Path("runs/iris-mlp-1/result.json").read_text())
+
+
+def test_what_the_users_code_prints_is_no_part_of_the_result(cli):
+    Path("loud_nets.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    print('hello')\n"
+        "    return nn.Linear(4, 3)\n"
+        "def f1(outputs, targets):\n"
+        "    return float((outputs.argmax(1) == targets).double().mean()) / 2\n"
+    )
+    argv = ("train", "iris", "--model", "loud_nets:net", "--metric", "loud_nets:f1", *FAST, "--json", "--out", "run")
+    status, out, err = cli(*argv)
+    assert status == 0
+    assert json.loads(out)["scores"]["metric"] == "f1"
+    assert "hello" in err
+    assert json.loads(cli("evaluate", "run", "iris", "--json")[1])["metric"] == "f1"
+    again = cli("train", "--config", "run/config.yaml", "--out", "again", "--json")[1]
+    assert json.loads(again)["scores"] == json.loads(out)["scores"]
+
+
+def test_run_directories_are_numbered_and_named_safely(cli):
+    table()
+    for _ in range(2):
+        assert cli("train", "iris", *FAST)[0] == 0
+    assert cli("train", "./trees.csv", "--target", "species", "--model", "{name: mlp, hidden: [4]}", *FAST)[0] == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["iris-mlp-1", "iris-mlp-2", "trees-mlp-1"]
+
+
+def test_a_config_repeats_a_run(cli):
+    argv = ("--transfer", "{name: amto, period: 2, forms: [copy]}", "--methods", METHODS, "--batch_size", "16")
+    first = cli("train", "iris", "--tasks", "3", "--epochs", "6", *argv, "--seed", "3", "--out", "old", "--json")[1]
+    status, again, _ = cli("train", "--config", "old/config.yaml", "--out", "new", "--json")
+    assert status == 0
+    first, again = json.loads(first), json.loads(again)
+    for part in ("selected", "scores", "estimate", "transfers", "seed"):
+        assert again[part] == first[part], part
+    assert Path("old/config.yaml").read_text() == Path("new/config.yaml").read_text()
+    assert Path("old/model.safetensors").read_bytes() == Path("new/model.safetensors").read_bytes()
+
+
+def test_flags_go_before_the_file(cli):
+    Path("c.yaml").write_text(
+        "data: iris\ntasks: 2\nepochs: 50\nholdout: 1e-1\noptimizer: {name: adamw, lr: 1e-3}\npatience: null\n"
+    )
+    status, _, _ = cli("train", "--config", "c.yaml", "--epochs", "1", "--val-fraction", "0.3", "--out", "run")
+    assert status == 0
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert (config["data"], config["tasks"], config["epochs"], config["val_fraction"]) == ("iris", 2, 1, 0.3)
+    assert config["holdout"] == 0.1
+    assert config["optimizer"] == {"name": "adamw", "lr": 0.001}
+    assert config["model"] == "mlp"
+
+
+def test_without_sealed_rows_it_says_so(cli):
+    status, out, _ = cli("train", "iris", *FAST, "--holdout", "0")
+    assert status == 0
+    assert out.startswith("no clean estimate: holdout=0\n")
+
+
+def test_findings_are_lines_unless_quiet(cli):
+    frame = table(60)
+    pd.concat([frame, frame]).to_csv("twice.csv", index=False)
+    argv = ("train", "twice.csv", "--target", "species", *FAST)
+    status, _, err = cli(*argv)
+    assert status == 0
+    assert all(line.startswith(("warning: ", "note: ")) for line in err.splitlines())
+    assert "validation rows equal to a row their task trains on" in err
+    assert cli(*argv, "--quiet")[2] == ""
+
+
+def test_resume(cli):
+    argv = ("train", "iris", *FAST, "--out", "run", "--resume", "--json")
+    status, first, _ = cli(*argv)  # absent: starts
+    assert status == 0
+    before = files()
+    status, again, _ = cli(*argv)  # finished: reports it
+    assert status == 0
+    assert json.loads(again) == json.loads(first)
+    status, short, _ = cli("train", "--resume", "--out", "run", "--json")  # the run has its own configuration
+    assert status == 0
+    assert json.loads(short) == json.loads(first)
+    status, out, err = cli("train", "iris", *FAST, "--seed", "1", "--out", "run", "--resume")
+    assert (status, out) == (2, "")
+    assert "seed" in err
+    assert files() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_can_be_resumed(cli, number):
+    argv = ["train", "iris", "--tasks", "2", "--epochs", "60", "--engine", "sequential"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kinfold", *argv, "--out", "my run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while not any(Path("my run/checkpoints").glob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == ""
+    assert err == "kinfold: interrupted; go on with: kinfold train --resume --out 'my run'\n"
+    assert not Path("my run/result.json").exists()
+    if number == signal.SIGINT:
+        status, resumed, _ = cli("train", "--resume", "--out", "my run", "--json")
+        assert status == 0
+        _, whole, _ = cli(*argv, "--out", "whole", "--json")
+        assert json.loads(resumed)["scores"] == json.loads(whole)["scores"]
+        assert Path("my run/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
+
+
+def test_a_reader_that_stops_early_is_no_failure():
+    command = f"{sys.executable} -m kinfold data list | head -c 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].endswith("0")
+    assert done.stderr == ""
+
+
+def test_a_failed_run_is_one_line_and_status_1(cli):
+    status, out, err = cli("train", "iris", *FAST, "--optimizer", "{name: sgd, lr: 1e30}", "--quiet")
+    assert (status, out) == (1, "")
+    assert err.startswith("kinfold: no task ever had a finite score")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_unexpected_error_is_one_line_unless_debugging(cli, monkeypatch):
+    def broken(given):
+        raise ZeroDivisionError("two\nlines \x1b[31m")
+
+    monkeypatch.setitem(COMMANDS, "report", COMMANDS["report"].__class__("", "", COMMANDS["report"].declare, broken))
+    status, out, err = cli("report", "run")
+    assert (status, out) == (1, "")
+    assert err == (
+        "kinfold: ZeroDivisionError: two lines \\x1b[31m (unexpected, perhaps a bug; KINFOLD_DEBUG=1 shows where)\n"
+    )
+    monkeypatch.setenv("KINFOLD_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["report", "run"])
+
+
+def test_report_is_rewritten(cli):
+    assert cli("train", "iris", *FAST, "--out", "run")[0] == 0
+    before = Path("run/report.html").read_text()
+    Path("run/report.html").unlink()
+    assert cli("report", "run") == (0, "run/report.html\n", "")
+    assert Path("run/report.html").read_text() == before
+
+
+def test_a_run_made_from_python(cli):
+    X, y = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2
+
+    kinfold.fit(lambda: nn.Linear(3, 2), (X, y), tasks=2, epochs=2, out="objects")
+    for argv in (("evaluate", "objects", "iris"), ("train", "--config", "objects/config.yaml", "--out", "new")):
+        status, out, err = cli(*argv)
+        assert (status, out) == (2, "")
+        assert "Python object" in err
+        assert len(err.splitlines()) == 1
+
+    def half(outputs, targets):
+        return 0.5
+
+    kinfold.fit("mlp", (X, y), tasks=2, epochs=2, metric=half, out="metric")
+    np.savez("d.npz", X=X.numpy(), y=y.numpy())
+    status, out, _ = cli("evaluate", "metric", "d.npz")
+    assert status == 0
+    assert out.startswith("accuracy ")
+    assert "the run's metric was a Python object; this is the default metric." in out
+
+
+IRIS = "{class_path: torch.nn.Linear, init_args: {in_features: 4, out_features: %d}}"
+
+
+def write_bad_files():
+    """What the bad inputs below name."""
+    frame = table(40)
+    frame.assign(species="oak").to_csv("one_class.csv", index=False)
+    frame.assign(when=range(40), species=["a"] * 20 + ["b"] * 20).to_csv("late_class.csv", index=False)
+    frame.head(3).to_csv("few.csv", index=False)
+    frame.assign(size=[1.0] * 39 + [np.inf]).to_csv("infinite.csv", index=False)
+    frame.assign(species=[None, *frame.species[1:]]).to_csv("no_target.csv", index=False)
+    Path("truncated.csv").write_text(Path("trees.csv").read_text().rstrip("\n").rsplit(",", 1)[0] + "\n")
+    X, y = np.ones((40, 2)), np.arange(40) % 2
+    np.savez("nan.npz", X=np.where(np.arange(80).reshape(40, 2) == 5, np.nan, X), y=y)
+    np.savez("infinite_target.npz", X=X, y=np.where(y == 1, np.inf, 0.5))
+    np.savez("good.npz", X=X, y=y)
+    content = Path("good.npz").read_bytes()
+    Path("truncated.npz").write_bytes(content[: len(content) // 2])
+    Path("pickled.npz").write_bytes(b"\x80\x04K\x01.")
+    Path("unknown_key.yaml").write_text("data: iris\ntaks: 3\n")
+    Path("object.yaml").write_text("data: iris\nmodel: <torch.nn.modules.linear.Linear>\n")
+    Path("null.yaml").write_text("data: iris\ntasks: null\n")
+    Path("text.yaml").write_text("tasks: many\ndata: iris\n")
+    Path("list.yaml").write_text("- a\n")
+    Path("broken.yaml").write_text("tasks: [1\n")
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("mine")
+    Path("holds_a_run").mkdir()
+    Path("holds_a_run/config.yaml").write_text("data: iris\n")
+
+
+BAD = {
+    "data": (["train", "digts"], "did you mean 'digits'"),
+    "no data": (["train"], "DATA"),
+    "no file": (["train", "nothing.csv", "--target", "y"], "nothing.csv: no such file"),
+    "model": (["train", "iris", "--model", "mpl"], "did you mean 'mlp'"),
+    "rule": (["train", "iris", "--transfer", "amtoo"], "did you mean 'amto'"),
+    "rule argument": (["train", "iris", "--transfer", "{name: amto, perod: 2}"], "did you mean 'period'"),
+    "method": (["train", "iris", "--methods", "[mixed]"], "methods"),
+    "splits": (["train", "iris", "--splits", "foo"], "splits"),
+    "engine": (["train", "iris", "--engine", "fast"], "engine"),
+    "device": (["train", "iris", "--device", "abacus"], "device"),
+    "metric": (["train", "iris", "--metric", "acuracy"], "did you mean 'accuracy'"),
+    "column": (["train", "trees.csv", "--target", "specis"], "did you mean 'species'"),
+    "no target": (["train", "trees.csv"], "target"),
+    "groups column": (["train", "trees.csv", "--target", "species", "--groups", "x"], "x"),
+    "one class": (["train", "one_class.csv", "--target", "species"], "oak"),
+    "class in validation only": (
+        ["train", "late_class.csv", "--target", "species", "--times", "when", "--holdout", "0", "--tasks", "2"],
+        "'b'",
+    ),
+    "NaN feature": (["train", "nan.npz"], "row 2"),
+    "infinite feature": (["train", "infinite.csv", "--target", "species"], "size"),
+    "missing target": (["train", "no_target.csv", "--target", "species"], "row 0"),
+    "infinite target": (["train", "infinite_target.npz"], "row 1"),
+    "few rows": (["train", "few.csv", "--target", "species"], "rows"),
+    "narrow model": (["train", "iris", "--model", IRIS % 2], "model"),
+    "wide model": (["train", "iris", "--model", IRIS % 5], "model"),
+    "model input": (["train", "digits", "--model", IRIS % 10], "model"),
+    "out holds a run": (["train", "iris", "--out", "holds_a_run"], "holds a run"),
+    "out is not empty": (["train", "iris", "--out", "full"], "not empty"),
+    "out is a file": (["train", "iris", "--out", "trees.csv"], "is a file"),
+    "config key": (["train", "--config", "unknown_key.yaml"], "did you mean 'tasks'"),
+    "config object": (["train", "--config", "object.yaml"], "Python object"),
+    "config null": (["train", "--config", "null.yaml"], "tasks: is null"),
+    "config type": (["train", "--config", "text.yaml"], "give a whole number"),
+    "config list": (["train", "--config", "list.yaml"], "holds no keys"),
+    "config broken": (["train", "--config", "broken.yaml"], "broken.yaml"),
+    "config missing": (["train", "--config", "none.yaml"], "none.yaml: no such file"),
+    "truncated row": (["train", "truncated.csv", "--target", "species"], "line 41"),
+    "truncated archive": (["train", "truncated.npz"], "truncated.npz"),
+    "pickle": (["train", "pickled.npz"], "pickled.npz"),
+    "type": (["train", "iris", "--tasks", "2.5"], "tasks: is '2.5'; give a whole number"),
+    "tasks": (["train", "iris", "--tasks", "0"], "tasks"),
+    "share": (["train", "iris", "--val-fraction", "1.5"], "val_fraction"),
+    "kind": (["train", "iris", "--kind", "cluster"], "classification, regression or null"),
+    "brackets": (["train", "iris", "--transfer", "{name: amto"], "close its brackets"),
+    "flag": (["train", "iris", "--taks", "3"], "--taks"),
+    "resume without out": (["train", "iris", "--resume"], "--out"),
+    "command": (["trian", "iris"], "did you mean 'train'"),
+    "no run": (["evaluate", "full", "iris"], "holds no run"),
+    "no run directory": (["predict", "nowhere", "iris", "--out", "p.csv"], "nowhere"),
+    "no --out": (["predict", "full", "iris"], "out"),
+    "report of nothing": (["report", "full"], "holds no run"),
+    "control characters": (["train", "\x1b[31m\nx"], r"\x1b[31m"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(cli, case):
+    write_bad_files()
+    argv, expected = BAD[case]
+    before = files()
+    status, out, err = cli(*argv)
+    assert status == 2, err
+    assert out == ""
+    assert err.startswith("kinfold: ")
+    assert err.endswith("\n")
+    assert len(err.splitlines()) == 1
+    assert expected in err
+    assert files() == before
+
+
+def test_bad_input_to_a_finished_run(cli):
+    table()
+    assert cli("train", "trees.csv", "--target", "species", *FAST, "--out", "run")[0] == 0
+    Path("strange.csv").write_text("size,colour,species\n1,red,elm\n")
+    Path("narrow.csv").write_text("colour\nred\n")
+    before = files()
+    for argv, expected in (
+        (("evaluate", "run", "strange.csv"), "elm"),
+        (("evaluate", "run", "trees.csv", "--target", "x"), "x"),
+        (("predict", "run", "narrow.csv", "--out", "p.csv"), "size"),
+        (("predict", "run", "trees.csv", "--out", "p.txt"), ".txt"),
+        (("predict", "run", "digits", "--out", "p.csv"), "kinfold"),
+    ):
+        status, out, err = cli(*argv)
+        assert (status, out) == (2, ""), (argv, err)
+        assert expected in err
+        assert len(err.splitlines()) == 1
+        assert files() == before

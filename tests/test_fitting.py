@@ -1,0 +1,365 @@
+"""`kinfold.fit`: what may be given, what comes out, and what happens when it cannot."""
+
+import copy
+import inspect
+import math
+import subprocess
+import sys
+import types
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import TensorDataset
+from torchmetrics.classification import MulticlassCohenKappa
+
+import kinfold
+from kinfold import random
+from kinfold.errors import InputError, RunError
+from kinfold.splits.base import Splits
+from kinfold.transfer import AMTO
+
+SMALL: dict[str, Any] = {"tasks": 3, "epochs": 3, "batch_size": 16}
+MLP = {"name": "mlp", "hidden": [8]}
+
+
+def rows(n: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    draws = np.random.default_rng(0)
+    x = draws.normal(size=(n, 4)).astype(np.float32)
+    return x, (x[:, 0] + x[:, 1] > 0).astype(int) + (x[:, 2] > 0.5)
+
+
+class Pairs(TorchDataset[Any]):
+    def __init__(self) -> None:
+        self.x, self.y = rows()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(self.x[i]), int(self.y[i])
+
+
+def linear() -> nn.Module:
+    return nn.Linear(4, 3)
+
+
+def test_the_forms_of_data_are_one() -> None:
+    x, y = rows()
+    forms = [(x, y), (torch.from_numpy(x), torch.from_numpy(y)), (x.tolist(), y.tolist()), Pairs()]
+    forms.append(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)))
+    results = [kinfold.fit(MLP, form, **SMALL) for form in forms]
+    for result in results[1:]:
+        assert torch.equal(result.scores.loss_matrix, results[0].scores.loss_matrix)
+    assert results[2].config["data"] == "<tuple>"  # not the rows themselves
+
+
+def test_what_comes_out() -> None:
+    x, y = rows()
+    result = kinfold.fit(MLP, (x, y), **SMALL)
+    assert not result.model.training
+    assert {value.device.type for value in result.model.state_dict().values()} == {"cpu"}
+    assert result.estimate is not None
+    assert (result.estimate.rows, result.estimate.clean, result.estimate.level) == (8, True, 0.95)
+    assert result.estimate.low <= result.estimate.value <= result.estimate.high
+    sealed = result.splits.sealed
+    assert result.estimate.value == pytest.approx((result.predict(x[sealed]) == y[sealed]).mean())
+    assert [e["period"] for e in result.history if e["event"] == "period"] == [1, 2, 3]
+    assert (result.epochs_run, result.stopped) == (3, "epochs")
+    batches = [int(mask.sum()) // 16 for mask in result.splits.train]
+    assert result.cost["sample_visits"] == 3 * 16 * sum(batches)
+    assert 0 < result.cost["train_seconds"] <= result.cost["wall_seconds"]
+    assert result.selected.score == pytest.approx(float(result.scores.matrix.mean(1).max()))
+    assert torch.equal(result.scores.own, result.scores.matrix.diagonal())
+
+
+def test_the_score_matrix_is_of_the_exported_models() -> None:
+    x, y = rows()
+    result = kinfold.fit(MLP, (x, y), **SMALL)
+    for j, validation in enumerate(result.splits.validation):
+        outputs = result.outputs(x[validation])
+        task = result.selected.task
+        accuracy = float((outputs.argmax(1).numpy() == y[validation]).mean())
+        assert accuracy == pytest.approx(float(result.scores.matrix[task, j]))
+        loss = float(nn.functional.cross_entropy(outputs, torch.from_numpy(y[validation])))
+        assert loss == pytest.approx(float(result.scores.loss_matrix[task, j]), rel=1e-5)
+
+
+def test_labels_come_back_as_the_user_wrote_them() -> None:
+    x, y = rows()
+    words = np.array(["low", "mid", "zenith"])[y]
+    result = kinfold.fit(MLP, (x, words), **SMALL)
+    predicted, probabilities = result.predict(x), result.predict_proba(x)
+    assert set(predicted) <= {"low", "mid", "zenith"}
+    assert result.target.labels == ("low", "mid", "zenith")
+    np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-12)
+    assert (np.array(result.target.labels)[probabilities.argmax(1)] == predicted).all()
+    numbers = kinfold.fit(MLP, (x, 10 * y - 5), **SMALL)
+    assert set(numbers.predict(x).tolist()) <= {-5, 5, 15}
+
+
+def test_regression() -> None:
+    x, _ = rows()
+    result = kinfold.fit({"name": "mlp", "hidden": [8]}, (x, x[:, 0] * 2 + 1), **{**SMALL, "epochs": 8})
+    assert (result.scores.metric, result.target.labels) == ("r2", None)
+    assert result.predict(x).shape == (80,)
+    with pytest.raises(InputError, match="predict_proba: the run was a regression; use predict"):
+        result.predict_proba(x)
+    both = kinfold.fit({"name": "mlp", "hidden": [8]}, (x, x[:, :2]), **SMALL)
+    assert both.predict(x).shape == (80, 2)
+
+
+def test_no_holdout_no_estimate() -> None:
+    result = kinfold.fit(MLP, rows(), holdout=0, **SMALL)
+    assert result.estimate is None
+    assert not result.splits.sealed.any()
+    assert result.to_json()["estimate"] is None
+
+
+def test_a_module_is_every_tasks_start_and_stays_as_it_was() -> None:
+    with random.seeded(torch.device("cpu"), 0):
+        model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3))
+    model[0].requires_grad_(False)
+    before, identity = copy.deepcopy(model.state_dict()), [id(p) for p in model.parameters()]
+    # Nothing moves at a learning rate of zero: what comes out is what went in.
+    kept = kinfold.fit(model, rows(), optimizer=partial(torch.optim.SGD, lr=0.0), **SMALL)
+    for name, value in kept.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    result = kinfold.fit(model, rows(), **SMALL)
+    assert torch.equal(result.model[0].weight, before["0.weight"])
+    assert not result.model[0].weight.requires_grad
+    assert not torch.equal(result.model[1].weight, before["1.weight"])
+    assert [id(p) for p in model.parameters()] == identity
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_factory_is_called_once_a_task_or_once() -> None:
+    calls = []
+
+    def make() -> nn.Module:
+        calls.append(torch.initial_seed())
+        return linear()
+
+    kinfold.fit(make, rows(), engine="sequential", start="independent", **SMALL)
+    apart = len(set(calls))
+    calls.clear()
+    kinfold.fit(make, rows(), engine="sequential", start="shared", **SMALL)
+    assert (apart, len(set(calls))) == (3, 1)
+
+
+def test_patience_stops() -> None:
+    still = kinfold.fit(MLP, rows(), optimizer=partial(torch.optim.SGD, lr=0.0), patience=2, transfer="none", tasks=3)
+    assert (still.stopped, still.epochs_run) == ("patience", 3)
+    moving = kinfold.fit(MLP, rows(), patience=2, **{**SMALL, "epochs": 2})
+    assert (moving.stopped, moving.epochs_run) == ("epochs", 2)
+
+
+def test_one_task_has_nobody_to_learn_from() -> None:
+    for rule in ("amto", "teach", "none"):
+        result = kinfold.fit(MLP, rows(), **{**SMALL, "tasks": 1, "transfer": rule})
+        assert result.transfers.proposed == 0
+        assert result.scores.matrix.shape == (1, 1)
+        assert result.engine == "sequential"
+        assert not [event for event in result.history if event["event"] == "transfer"]
+
+
+def test_transfers_stop_in_the_last_tenth() -> None:
+    rule = AMTO(p_low=1.0, p_high=1.0)
+    result = kinfold.fit(MLP, rows(), transfer=rule, **{**SMALL, "epochs": 10})
+    periods = {event["period"] for event in result.history if event["event"] == "transfer"}
+    assert periods == set(range(1, 10))
+    assert result.transfers.proposed == 3 * 9
+
+
+def test_own_loss_metric_and_splits() -> None:
+    x, y = rows()
+
+    def brier(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.softmax(1) - nn.functional.one_hot(targets, 3)).square().sum(1).mean()
+
+    given = kinfold.fit(MLP, (x, y), **SMALL).splits
+    metric = MulticlassCohenKappa(num_classes=3)
+    result = kinfold.fit(MLP, (x, y), loss=brier, metric=metric, splits=given, **{**SMALL, "tasks": 8})
+    assert result.scores.metric == "MulticlassCohenKappa"
+    assert (result.splits.train == given.train).all()
+    assert result.splits.tasks == 3  # the splitter's own count
+    lower = kinfold.Metric("error", lambda o, t: float((o.argmax(1) != t).double().mean()), higher_is_better=False)
+    errors, shares = kinfold.fit(MLP, (x, y), metric=lower, **SMALL), kinfold.fit(MLP, (x, y), **SMALL)
+    torch.testing.assert_close(errors.scores.matrix, 1 - shares.scores.matrix)
+    assert (errors.selected.task, errors.epochs_run) == (shares.selected.task, shares.epochs_run)
+    assert errors.selected.score == pytest.approx(1 - shares.selected.score)
+
+
+def test_seeds() -> None:
+    one, again, other = (kinfold.fit(MLP, rows(), seed=seed, **SMALL) for seed in (1, 1, 2))
+    assert torch.equal(one.scores.loss_matrix, again.scores.loss_matrix)
+    assert not (one.splits.train == other.splits.train).all()
+
+
+class Diverges(nn.Linear):
+    """Gives NaN where it started with a negative first weight."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__(4, 3)
+        self.register_buffer("sick", (self.weight[0, 0].detach() < 0) | torch.tensor(always))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.sick, torch.nan, super().forward(x))
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorised"])
+@pytest.mark.parametrize("transfer", ["none", "amto", "teach"])
+def test_a_task_that_diverges_does_not_harm_the_others(engine: str, transfer: str) -> None:
+    make, settings = partial(Diverges, False), {**SMALL, "tasks": 5, "epochs": 4, "start": "independent"}
+    result = kinfold.fit(make, rows(), engine=engine, transfer=transfer, **settings)
+    losses = [event["loss"] for event in result.history if event["event"] == "period"]
+    sick = [t for t in range(5) if losses[0][t] is None]
+    assert 0 < len(sick) < 5
+    assert result.selected.task not in sick
+    sound = [t for t in range(5) if t not in sick]
+    assert all(losses[-1][t] is not None for t in sound)
+    assert bool(result.scores.matrix[sound].isfinite().all())
+    assert math.isfinite(result.selected.score)
+    for event in result.history:
+        for move in event.get("transfers", ()):
+            assert not (move["accepted"] and set(move["donors"]) & set(sick))
+
+
+def test_all_tasks_diverging_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no task ever had a finite score"):
+        kinfold.fit(partial(Diverges, True), rows(), out=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "mpl"}, "model: unknown name 'mpl', did you mean 'mlp'"),
+        ({"model": 3}, "model: is a int"),
+        ({"model": partial(nn.Linear, 4, 4)}, "model: it gives 4 numbers a row, and the data has 3 classes"),
+        ({"model": partial(nn.Linear, 5, 3)}, "model: a training step on rows of shape"),
+        ({"data": "digitz"}, "data: unknown name 'digitz'"),
+        ({"data": (rows()[0], rows()[1][:5])}, "y: has 5 targets for 80 rows"),
+        ({"data": (rows()[0] * np.nan, rows()[1])}, "X: row 0, column 0 is nan"),
+        ({"transfer": "amtoo"}, "transfer: unknown name 'amtoo'"),
+        ({"transfer": {"name": "amto", "period": 0}}, "period is 0"),
+        ({"transfer": 3}, "transfer: is a int; give a rule"),
+        ({"methods": ["mixupp"]}, "methods: unknown name 'mixupp'"),
+        ({"methods": [3]}, "methods: 3 is not a method"),
+        ({"methods": ["crop_flip_cutout"]}, "this method is for images"),
+        ({"optimizer": "sdg"}, "optimizer: unknown name 'sdg'"),
+        ({"optimizer": 3}, "optimizer: is a int"),
+        ({"scheduler": "cosin"}, "scheduler: unknown name 'cosin'"),
+        ({"engine": "vectorized"}, "engine: unknown name"),
+        ({"splits": "strat"}, "splits: unknown"),
+        ({"criterion": "median"}, "criterion: unknown name 'median'"),
+        ({"better": "accuracy"}, "better: unknown name"),
+        ({"precision": "float16"}, "precision: unknown name"),
+        ({"start": "together"}, "start: unknown name"),
+        ({"device": "gpu"}, "device: 'gpu' cannot be used here"),
+        ({"tasks": 0}, "tasks: is 0; give a whole number of at least 1"),
+        ({"epochs": 1.5}, "epochs: is 1.5"),
+        ({"batch_size": True}, "batch_size: is True"),
+        ({"patience": 0}, "patience: is 0"),
+        ({"accumulate": -1}, "accumulate: is -1"),
+        ({"clip_norm": 0}, "clip_norm: is 0"),
+        ({"holdout": 1.5}, "holdout"),
+        ({"val_fraction": 0}, "val_fraction"),
+        ({"resume": True, "out": None}, "resume: there is no run directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"model": MLP, "data": rows(), "out": tmp_path / "run", **SMALL, **changes}
+    unchecked = inspect.unwrap(kinfold.fit)  # without the types that are checked under test, as users call it
+    with pytest.raises(InputError, match=message) as caught:
+        unchecked(**given)
+    assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_out_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="is a file; give a directory"):
+        kinfold.fit(MLP, rows(), out=tmp_path / "file", **SMALL)
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        kinfold.fit(MLP, rows(), out=tmp_path, **SMALL)
+    kinfold.fit(MLP, rows(), out=tmp_path / "run", **SMALL)
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="already holds a run"):
+        kinfold.fit(MLP, rows(), out=tmp_path / "run", **SMALL)
+    assert kept == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_nothing_is_written_without_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kinfold.fit(MLP, rows(), **SMALL)
+    assert not any(tmp_path.iterdir())
+
+
+_STATES = """
+import random, sys
+import numpy, torch
+import rich.style  # scikit-learn imports it, and on import it draws a number
+import kinfold
+
+def states():
+    return torch.get_rng_state().tolist(), str(numpy.random.get_state()), random.getstate()
+
+before = states()
+for engine in ("sequential", "vectorised"):
+    out = f"{sys.argv[1]}/{engine}"
+    model = {"name": "mlp", "hidden": [8], "dropout": 0.3}
+    kinfold.fit(model, "iris", tasks=3, epochs=2, engine=engine, methods=["mixup"], out=out)
+    kinfold.load(out).predict(kinfold.data.read_features("iris"))
+assert states() == before
+"""
+
+
+def test_the_callers_random_state_is_untouched(tmp_path: Path) -> None:
+    """In a process of its own: the checks of types under test draw from Python's generator themselves."""
+    subprocess.run([sys.executable, "-c", _STATES, str(tmp_path)], check=True)
+
+
+def test_events_are_heard_as_they_are_kept(tmp_path: Path) -> None:
+    heard: list[dict[str, Any]] = []
+    result = kinfold.fit(MLP, rows(), out=tmp_path / "run", listen=heard.append, **SMALL)
+    assert heard == result.history
+    assert kinfold.load(tmp_path / "run").history == heard
+
+
+def test_a_fallback_is_said(tmp_path: Path) -> None:
+    class Branching(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if x.mean() > 0 else -x)
+
+    heard: list[dict[str, Any]] = []
+    result = kinfold.fit(partial(Branching, 4, 3), rows(), listen=heard.append, **SMALL)
+    assert result.engine == "sequential"
+    (note,) = [event["message"] for event in heard if event["event"] == "note"]
+    assert note.startswith("engine: sequential, since")
+
+
+def test_models_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("users_models")
+    module.linear = linear  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "users_models", module)
+    result = kinfold.fit("users_models:linear", rows(), out=tmp_path / "run", **SMALL)
+    loaded = kinfold.load(tmp_path / "run")
+    assert (loaded.predict(rows()[0]) == result.predict(rows()[0])).all()
+
+
+def test_splits_may_be_given(tmp_path: Path) -> None:
+    train, validation = np.zeros((2, 80), bool), np.zeros((2, 80), bool)
+    train[:, :40], validation[0, 40:60], validation[1, 50:70] = True, True, True
+    splits = Splits(train, validation, np.arange(80) >= 70)
+    result = kinfold.fit(MLP, rows(), splits=splits, **SMALL)
+    assert result.estimate is not None
+    assert result.estimate.rows == 10
+    assert bool((result.scores.exposed == 0).all())  # no task trains on a row that any validates on

@@ -1,0 +1,65 @@
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kinfold.cli import KEYS, main
+from kinfold.fitting import fit
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRACTS = (ROOT / "docs" / "contracts.md").read_text(encoding="utf-8")
+
+
+def blocks(text):
+    """The fenced blocks: (language, content)."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_python_examples_run(capsys):
+    sources = [content for language, content in blocks(README) if language == "python"]
+    assert sources
+    for source in sources:
+        exec(compile(source, "README.md", "exec"), {"__name__": "readme"})
+    assert re.match(r"accuracy 0\.\d{3}, 95 % interval 0\.\d{3} to [01]\.\d{3}\n", capsys.readouterr().out)
+    assert Path("runs/mine/report.html").exists()
+
+
+def test_the_commands_run(capsys):
+    lines = [line for _, content in blocks(README) for line in content.splitlines() if line.startswith("kinfold ")]
+    assert {shlex.split(line)[1] for line in lines} >= {"train", "evaluate", "predict"}
+    rng = np.random.default_rng(0)
+    size = rng.normal(size=80)
+    frame = pd.DataFrame(
+        {"size": size, "site": rng.choice(["a", "b"], 80), "species": np.where(size > 0, "oak", "ash")}
+    )
+    for name in ("measurements.csv", "more.csv"):
+        frame.to_csv(name, index=False)
+    frame.drop(columns="species").to_csv("new.csv", index=False)
+    for line in lines:
+        assert main(shlex.split(line, comments=True)[1:]) == 0, line
+        assert capsys.readouterr().out
+    assert list(pd.read_csv("predictions.csv"))[:2] == ["row", "prediction"]
+    assert Path("runs/again/result.json").exists()
+
+
+def test_the_contract_lists_every_key_with_its_default():
+    listed = dict(re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? *\|", CONTRACTS, re.MULTILINE))
+    parameters = inspect.signature(fit).parameters
+    words = {None: "null", (): "[]"}
+    assert list(listed) == ["data", *KEYS]
+    assert listed["data"] == ""
+    assert listed["model"] == "mlp"
+    for name in KEYS:
+        if name != "model":
+            default = parameters[name].default
+            assert listed[name] == words.get(default, str(default)), name

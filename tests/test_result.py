@@ -1,0 +1,185 @@
+"""`Result`: its JSON, its files, and what comes back from them."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import kinfold
+from kinfold import random
+from kinfold.errors import InputError
+from kinfold.result import Result
+
+SMALL: dict[str, Any] = {"tasks": 3, "epochs": 3, "batch_size": 16}
+MLP = {"name": "mlp", "hidden": [8], "batch_norm": True}
+
+KEYS = {
+    "": {
+        *("version", "seed", "engine", "device", "precision", "data", "model", "tasks", "epochs_run", "stopped"),
+        *("selected", "scores", "estimate", "transfers", "cost"),
+    },
+    "selected": {"kind", "task", "criterion", "score"},
+    "scores": {"metric", "matrix", "loss_matrix", "own", "exposed"},
+    "estimate": {"metric", "value", "low", "high", "level", "rows", "clean", "details"},
+    "transfers": {"proposed", "accepted", "by_pair"},
+    "cost": {
+        *("wall_seconds", "train_seconds", "transfer_seconds", "sample_visits", "samples_per_second"),
+        "peak_memory_bytes",
+    },
+}
+FILES = {
+    *("config.yaml", "splits.safetensors", "history.jsonl", "model.safetensors", "model.json", "result.json"),
+    "report.html",
+}
+
+
+def rows() -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)
+    return x, np.array(["no", "yes"])[(x[:, 0] + x[:, 1] > 0).astype(int)]
+
+
+def assert_same(loaded: Result, result: Result, x: Any) -> None:
+    assert loaded.to_json() == result.to_json()
+    assert (loaded.history, loaded.config, loaded.target) == (result.history, result.config, result.target)
+    for mask in ("train", "validation", "sealed"):
+        assert (getattr(loaded.splits, mask) == getattr(result.splits, mask)).all()
+    assert torch.equal(loaded.outputs(x), result.outputs(x))
+    assert (loaded.predict(x) == result.predict(x)).all()
+    assert not loaded.model.training
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return kinfold.fit(MLP, rows(), **SMALL)
+
+
+def test_json_has_the_contracts_keys(result: Result) -> None:
+    said = result.to_json()
+    for part, keys in KEYS.items():
+        assert set(said[part] if part else said) == keys, part
+    assert {"interval", "loss", "per_class", "calibration_error"} == set(said["estimate"]["details"])
+
+
+def test_json_is_json_with_numbers_where_they_are(result: Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "run")
+    said = json.loads((tmp_path / "run" / "result.json").read_text(), parse_constant=pytest.fail)
+    for name in ("matrix", "loss_matrix", "exposed"):
+        assert np.shape(said["scores"][name]) == (3, 3)
+    assert np.shape(said["scores"]["own"]) == (3,)
+    assert np.shape(said["transfers"]["by_pair"]) == (3, 3)
+    assert (said["tasks"], said["seed"], said["stopped"], said["precision"]) == (3, 0, "epochs", "float32")
+    assert said["selected"]["kind"] == "task"
+    assert said["estimate"]["clean"] is True
+
+
+@pytest.mark.parametrize("changes", [{}, {"holdout": 0}, {"precision": "float64"}, {"transfer": "teach"}])
+def test_a_named_model_comes_back(tmp_path: Path, changes: dict[str, Any]) -> None:
+    x, y = rows()
+    written = kinfold.fit(MLP, (x, y), out=tmp_path / "run", **SMALL, **changes)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES | {"checkpoints"}
+    assert_same(kinfold.load(tmp_path / "run"), written, x)
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_a_saved_result_is_a_run(result: Result, tmp_path: Path) -> None:
+    path = result.save(tmp_path / "run")
+    assert {file.name for file in path.iterdir()} == FILES
+    assert_same(kinfold.load(path), result, rows()[0])
+    with pytest.raises(InputError, match=r"save: .*run already holds a run"):
+        result.save(path)
+
+
+def test_nothing_is_pickled(result: Result, tmp_path: Path) -> None:
+    for file in result.save(tmp_path / "run").iterdir():
+        assert file.suffix in (".yaml", ".safetensors", ".jsonl", ".json", ".html")
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[2].weight = model[0].weight
+    return model
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(6), nn.LazyBatchNorm1d(), nn.ReLU(), nn.LazyLinear(2))
+
+
+@pytest.mark.parametrize("make", [tied, lazy])
+def test_a_module_comes_back_into_its_structure(tmp_path: Path, make: Any) -> None:
+    x, y = rows()
+    written = kinfold.fit(lambda: make(), (x, y), out=tmp_path / "run", **SMALL)
+    with pytest.raises(InputError, match="model"):
+        kinfold.load(tmp_path / "run")
+    with random.seeded(torch.device("cpu"), 0):
+        loaded = kinfold.load(tmp_path / "run", make())
+    assert_same(loaded, written, x)
+    if make is tied:
+        assert loaded.model[2].weight is loaded.model[0].weight
+    other = nn.utils.skip_init(nn.Linear, 4, 2)
+    with pytest.raises(InputError, match="the model does not fit what was saved, at '"):
+        kinfold.load(tmp_path / "run", other)
+
+
+def test_a_table_comes_back(tmp_path: Path) -> None:
+    import pandas as pd
+
+    draws = np.random.default_rng(1)
+    frame = pd.DataFrame({"size": draws.normal(size=60), "colour": draws.choice(["red", "blue"], 60)})
+    frame["kind"] = np.where(frame["size"] + (frame["colour"] == "red") > 0.4, "plum", "pear")
+    frame.loc[3, "size"] = np.nan
+    written = kinfold.fit("mlp", frame, target="kind", out=tmp_path / "run", **SMALL)
+    assert_same(kinfold.load(tmp_path / "run"), written, frame)
+    assert set(written.predict(frame.drop(columns="kind"))) <= {"plum", "pear"}
+
+
+def test_a_regression_comes_back(tmp_path: Path) -> None:
+    written = kinfold.fit("mlp", "diabetes", out=tmp_path / "run", **SMALL)
+    assert_same(kinfold.load(tmp_path / "run"), written, kinfold.data.read_features("diabetes"))
+
+
+def test_a_diverged_task_comes_back_as_nan(tmp_path: Path) -> None:
+    class Sick(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(self.weight[0, 0] < 0, torch.nan, super().forward(x))
+
+    written = kinfold.fit(
+        partial(Sick, 4, 2),
+        rows(),
+        out=tmp_path / "run",
+        **{**SMALL, "tasks": 6, "transfer": "none", "start": "independent"},
+    )
+    assert bool(written.scores.matrix.isnan().any())
+    with random.seeded(torch.device("cpu"), 0):
+        loaded = kinfold.load(tmp_path / "run", Sick(4, 2))
+    torch.testing.assert_close(loaded.scores.matrix, written.scores.matrix, rtol=0, atol=0, equal_nan=True)
+    assert math.isfinite(loaded.selected.score)
+
+
+def test_what_is_no_run(tmp_path: Path, result: Result) -> None:
+    with pytest.raises(InputError, match="is not a directory"):
+        kinfold.load(tmp_path / "nothing")
+    with pytest.raises(InputError, match="holds no run"):
+        kinfold.load(tmp_path)
+    path = result.save(tmp_path / "run")
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="model.safetensors"):
+        kinfold.load(path)
+    (path / "model.safetensors").write_bytes(whole)
+    (path / "model.json").write_text("{}")
+    with pytest.raises(InputError, match="is damaged or of another version"):
+        kinfold.load(path)
+    (path / "result.json").unlink()
+    with pytest.raises(InputError, match="holds an unfinished run; go on with"):
+        kinfold.load(path)
+
+
+def test_rows_that_do_not_fit(result: Result) -> None:
+    with pytest.raises(InputError, match="X: rows have shape"):
+        result.predict(np.zeros((2, 5), dtype=np.float32))

@@ -1,0 +1,278 @@
+"""A run that was stopped and went on ends, bit for bit, where the uninterrupted run ended."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import kinfold
+from kinfold import files
+from kinfold.errors import InputError
+from kinfold.methods.base import Batch, Inner, Method, Model, Params, State, ValueAndGrad
+from kinfold.transfer import AMTO, Cross, Mix, Plan, Restart, Rule, Tune, View
+
+EPOCHS = 4
+MLP = {"name": "mlp", "hidden": [8], "batch_norm": True}
+DROPOUT = {"name": "mlp", "hidden": [8], "dropout": 0.4}
+SMALL: dict[str, Any] = {"tasks": 3, "epochs": EPOCHS, "batch_size": 16, "model": MLP}
+EAGER = AMTO(p_low=1.0, p_high=1.0)
+ADAM = partial(torch.optim.AdamW, lr=0.01)
+
+
+class StoppedError(Exception):
+    """Stands for the end of the process."""
+
+
+@final
+@dataclass(frozen=True)
+class Averaged(Method):
+    """Enters every stage with state of every kind; the two averages drift unless both are put back."""
+
+    def start(self, params: Params) -> State:
+        averages = {f"average/{name}": value.clone() for name, value in params.items()}
+        return averages | {"steps": torch.zeros((), dtype=torch.int64), "score": torch.zeros(2)}
+
+    def draw(self, order: Tensor, state: State, key: Tensor) -> Tensor:
+        return order.roll(int(state["steps"]) + int(key) % 3)
+
+    def batch(self, batch: Batch, state: State, key: Tensor) -> Batch:
+        return batch._replace(x=batch.x * (1.0 + 0.01 * state["steps"]))
+
+    def loss(self, inner: Inner, model: Model, batch: Batch, state: State, key: Tensor) -> Tensor:
+        return inner(model, batch) * (1.0 + 0.01 * state["score"][1])
+
+    def gradients(
+        self, value_and_grad: ValueAndGrad, params: Params, state: State, key: Tensor
+    ) -> tuple[Tensor, Params]:
+        return value_and_grad({name: 0.9 * value + 0.1 * state[f"average/{name}"] for name, value in params.items()})
+
+    def before_step(self, params: Params, grads: Params, state: State) -> tuple[Params, State]:
+        return {name: 0.99 * grad for name, grad in grads.items()}, state | {"steps": state["steps"] + 1}
+
+    def after_step(self, params: Params, state: State) -> tuple[Params, State]:
+        moved = {f"average/{name}": 0.8 * state[f"average/{name}"] + 0.2 * value for name, value in params.items()}
+        return params, state | moved
+
+    def evaluation(self, params: Params, state: State) -> Params:
+        return {name: state[f"average/{name}"] for name in params}
+
+    def period_end(self, params: Params, state: State, score: Tensor) -> tuple[Params, State]:
+        return params, state | {"score": score}
+
+    def export(self, params: Params, state: State) -> Params:
+        return {name: value * (1.0 + 0.01 * state["score"][0]) for name, value in params.items()}
+
+
+@final
+@dataclass(frozen=True)
+class Stirs(Rule):
+    """Mixes, crosses, restarts and tunes, with state that decides and that only a checkpoint remembers."""
+
+    name = "stirs"
+    moments: str = "follow"
+    until: float = 1.0
+
+    def start(self, tasks: int) -> State:
+        return {"turn": torch.zeros((), dtype=torch.int64)}
+
+    def plan(self, view: View, state: State, generator: torch.Generator) -> tuple[Plan | None, State]:
+        T, turn = len(view.metric), int(state["turn"])
+        weights = torch.eye(T, dtype=torch.float64)
+        weights[turn % T] = torch.softmax(torch.rand(T, dtype=torch.float64, generator=generator), 0)
+        rates = torch.full((T,), torch.nan, dtype=torch.float64)
+        rates[(turn + 1) % T] = 0.01 * (turn + 1)
+        source = torch.full((T,), -1)
+        source[(turn + 1) % T] = turn % T
+        keys = torch.randint(2**62, (T,), generator=generator)
+        cross = Cross(source, torch.full((T,), 0.5, dtype=torch.float64), keys, "parameter")
+        restart = Restart(torch.arange(T) == (turn + 2) % T, key=turn + 1)
+        changes = (Mix(weights), cross, Tune({"lr": rates}), *((restart,) if turn == 1 else ()))
+        return Plan(changes, moments=self.moments), {"turn": state["turn"] + 1}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "amto": {"transfer": EAGER},
+    "amto, unexposed": {"transfer": AMTO(rows="unexposed", min_rows=3), "optimizer": ADAM},
+    "teach": {"transfer": "teach"},
+    "stirred": {"transfer": Stirs(), "optimizer": ADAM},
+    "stirred, moments reset": {"transfer": Stirs("reset"), "optimizer": ADAM},
+    "stirred, momentum": {"transfer": Stirs("reset")},
+    "every stage": {"methods": [Averaged()], "transfer": EAGER},
+    "methods": {"methods": ["mixup", "label_smoothing"], "optimizer": ADAM},
+    "accumulated and clipped": {"accumulate": 3, "clip_norm": 0.5},
+    "dropout": {"model": DROPOUT},
+    "one cycle": {"scheduler": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=EPOCHS + 1)},
+    "plateau": {"scheduler": partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0)},
+    "float64": {"precision": "float64", "start": "independent"},
+    "patience": {"patience": 1, "optimizer": partial(torch.optim.SGD, lr=1e-4)},
+    "no fused form": {"optimizer": partial(torch.optim.Rprop, lr=0.01)},
+    "one task": {"tasks": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def _without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is made of the files that are compared here, and takes longer than the run."""
+    monkeypatch.setattr("kinfold.result.write_report", lambda folder: (folder / "report.html").touch())
+
+
+def rows(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(seed).normal(size=(70, 4)).astype(np.float32)
+    return x, (x[:, 0] + x[:, 1] > 0).astype(int) + (x[:, 2] > 0.5)
+
+
+def fit(out: Path, **changes: Any) -> kinfold.Result:
+    return kinfold.fit(**{"data": rows(), **SMALL, **changes, "out": out})
+
+
+def stop_at(event: str, period: int) -> Any:
+    def listen(told: dict[str, Any]) -> None:
+        if (told["event"], told.get("period")) == (event, period):
+            raise StoppedError
+
+    return listen
+
+
+def interrupted(out: Path, event: str, period: int, **changes: Any) -> None:
+    with pytest.raises(StoppedError):
+        fit(out, listen=stop_at(event, period), **changes)
+    assert not (out / "result.json").exists()
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Bit for bit, but for times."""
+    assert {path.relative_to(one) for path in one.rglob("*")} == {path.relative_to(other) for path in other.rglob("*")}
+    for name in ("model.safetensors", "splits.safetensors", "model.json", "config.yaml"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    said = [json.loads((run / "result.json").read_text()) for run in (one, other)]
+    visits = [result.pop("cost")["sample_visits"] for result in said]
+    assert said[0] == said[1]
+    assert visits[0] == visits[1]
+    untimed = [
+        [{k: v for k, v in event.items() if k != "seconds"} for event in files.read_json_lines(run / "history.jsonl")]
+        for run in (one, other)
+    ]
+    assert untimed[0] == untimed[1]
+    for path in (one / "checkpoints").iterdir():
+        (tensors, values), (others, other_values) = (
+            files.read_tensors(p) for p in (path, other / path.relative_to(one))
+        )
+        assert tensors.keys() == others.keys()
+        for name, value in tensors.items():
+            same = torch.equal(value.contiguous().view(-1).view(torch.uint8), others[name].view(-1).view(torch.uint8))
+            assert same, name
+        for saved in (values, other_values):
+            for name in [name for name in saved["run"] if name.endswith("_seconds")]:
+                del saved["run"][name]
+        assert json.dumps(values) == json.dumps(other_values)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorised"])
+@pytest.mark.parametrize("name", CASES)
+def test_stopped_after_any_period(tmp_path: Path, name: str, engine: str) -> None:
+    changes = {**CASES[name], "engine": engine}
+    whole = fit(tmp_path / "whole", **changes)
+    assert whole.engine == engine
+    # The event of a period comes before its checkpoint: period k + 1 is lost, and k is where it goes on.
+    every = range(1, whole.epochs_run + 1)
+    for period in every if name in ("amto", "every stage") else every[1::2]:
+        interrupted(tmp_path / "parts", "period", period, **changes)
+        resumed = fit(tmp_path / "parts", resume=True, **changes)
+        assert torch.equal(resumed.scores.matrix, whole.scores.matrix)
+        assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+        shutil.rmtree(tmp_path / "parts")
+
+
+def test_stopped_again_and_again(tmp_path: Path) -> None:
+    changes = {"transfer": EAGER, "methods": [Averaged()]}
+    fit(tmp_path / "whole", **changes)
+    interrupted(tmp_path / "parts", "transfer", 1, **changes)
+    for event, period in (("period", 2), ("transfer", 2), ("period", 3), ("period", 4)):
+        interrupted(tmp_path / "parts", event, period, resume=True, **changes)
+    fit(tmp_path / "parts", resume=True, **changes)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_killed_after_the_last_checkpoint(tmp_path: Path) -> None:
+    fit(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts" / "checkpoints" / ".period-000005.safetensors.123.part").write_bytes(b"half")
+    for name in ("model.safetensors", "model.json", "result.json", "report.html"):
+        (tmp_path / "parts" / name).unlink()
+    fit(tmp_path / "parts", resume=True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_killed_before_the_report(tmp_path: Path) -> None:
+    fit(tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    fit(tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    fit(tmp_path / "whole")
+    interrupted(tmp_path / "parts", "period", 4)
+    latest = sorted((tmp_path / "parts" / "checkpoints").iterdir())[-1]
+    assert latest.name == "period-000003.safetensors"
+    latest.write_bytes(latest.read_bytes()[:-100])
+    fit(tmp_path / "parts", resume=True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts" / "result.json").unlink()
+    for checkpoint in (tmp_path / "parts" / "checkpoints").iterdir():
+        checkpoint.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        fit(tmp_path / "parts", resume=True)
+
+
+def test_a_run_with_no_checkpoint_yet_starts(tmp_path: Path) -> None:
+    fit(tmp_path / "whole", resume=True)  # and so does one that is absent
+    interrupted(tmp_path / "parts", "period", 1)
+    assert not (tmp_path / "parts" / "checkpoints").exists()
+    fit(tmp_path / "parts", resume=True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_is_loaded(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    again = fit(tmp_path / "run", resume=True, listen=stop_at("period", 1))
+    assert again.to_json() == whole.to_json()
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 9}, "resume: epochs is 9, and the run in .* has 4; give the same, or another out"),
+        ({"seed": 1}, "resume: seed is 1"),
+        ({"transfer": "teach"}, "resume: transfer is 'teach'"),
+        ({"model": DROPOUT}, "resume: model is"),
+        ({"data": rows(seed=1)}, "resume: the data has changed since the run in .* began"),
+        ({"data": (rows()[0], 2 - rows()[1])}, "resume: the data has changed"),
+        ({"data": (rows()[0][:60], rows()[1][:60])}, "resume: the data has changed"),
+        ({"data": (rows()[0] + (np.arange(70) == 5)[:, None], rows()[1])}, "resume: the data has changed"),
+        ({"data": (rows()[0][:, :3], rows()[1])}, "resume: the data has changed"),
+    ],
+)
+def test_another_run_is_not_resumed(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    interrupted(tmp_path / "run", "period", 3)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=message):
+        fit(tmp_path / "run", resume=True, **changes)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_auto_stays_what_it_was(tmp_path: Path) -> None:
+    """The engine is recorded, and kept on resuming."""
+    interrupted(tmp_path / "run", "period", 2, engine="auto")
+    _, values = files.read_tensors(tmp_path / "run" / "checkpoints" / "period-000001.safetensors")
+    assert values["engine_name"] == "vectorised"
+    assert fit(tmp_path / "run", resume=True, engine="auto").engine == "vectorised"
