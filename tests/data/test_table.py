@@ -231,6 +231,20 @@ def test_bad_tables(frame, message):
         from_frame(frame, "buys")
 
 
+def test_columns_of_several_levels():
+    frame = pd.DataFrame([[1, 2], [3, 4]], columns=pd.MultiIndex.from_product([["a"], ["x", "y"]]))
+    with pytest.raises(InputError, match=r"columns have 2 levels, such as \('a', 'x'\); join[^\n]*$"):
+        from_frame(frame, "a")
+    with pytest.raises(InputError, match="columns have 2 levels"):
+        TableEncoder(()).encode(frame)
+
+
+def test_whole_floats_are_values_unless_they_are_said_to_be_classes():
+    frame = pd.DataFrame({"x": [1, 2, 3], "y": [1.0, 2.0, 1.0]})
+    assert from_frame(frame, "y").target.kind == "regression"
+    assert from_frame(frame, "y", kind="classification").target.labels == (1.0, 2.0)
+
+
 def test_fingerprints():
     frame = pd.DataFrame(
         {"x": [0.0, -0.0, 1.0, np.nan, np.nan], "t": ["a", "a", "a", None, None], "y": [0, 1, 0, 1, 0]}

@@ -3,7 +3,7 @@ import sys
 import pandas as pd
 import pytest
 
-from kinfold.data import from_frame, read_csv, read_parquet, write_table
+from kinfold.data import from_frame, read, read_csv, read_parquet, write_table
 from kinfold.errors import InputError
 
 
@@ -38,6 +38,55 @@ def test_only_the_listed_words_are_missing(write):
 
 def test_one_column_and_its_gaps(write):
     assert read_csv(write("a\n1\n\n3\n"))["a"].isna().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "expected"),
+    [
+        (["007", "008"], None, ["007", "008"]),
+        (["true", "false"], None, ["true", "false"]),
+        (["TRUE", "True"], None, ["TRUE", "True"]),
+        ([" oak", "oak "], None, [" oak", "oak "]),
+        (["7", "-1"], None, [7, -1]),
+        (["7", "-1"], "classification", [7, -1]),
+        (["7", "+1"], None, ["7", "+1"]),
+        (["7", "1" * 20], None, ["7", "1" * 20]),
+        (["1.0", "2.0"], None, [1.0, 2.0]),
+        (["1.0", "2.0"], "classification", ["1.0", "2.0"]),
+        ([" 1", "2.5"], None, [1.0, 2.5]),
+        (["007", "8"], "regression", [7.0, 8.0]),
+        (["1e3", ".5"], None, [1000.0, 0.5]),
+        (["1_0", "2_0"], None, ["1_0", "2_0"]),
+    ],
+)
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_a_target_is_kept_as_it_was_written(write, delimiter, fields, kind, expected):
+    path = write("\n".join(delimiter.join(row) for row in (("x", "y"), ("0", fields[0]), ("NA", fields[1]))))
+    table = read_csv(path, target="y", kind=kind)
+    assert table["y"].tolist() == expected
+    assert [type(value) for value in table["y"].tolist()] == [type(value) for value in expected]
+    assert table["x"].isna().tolist() == [False, True]
+    labels = read(path, target="y", kind=kind).target.labels
+    assert labels == (None if isinstance(expected[0], float) else tuple(sorted(expected)))
+
+
+def test_labels_of_a_later_file_are_matched_as_written(write):
+    path = write("x,y\n0,2\n1,1\n")  # whole numbers, by themselves
+    for labels in ((1, 2), ("007", "1", "2")):
+        target = read(path, target="y", kind="classification", labels=labels).target
+        assert [str(labels[c]) for c in target.values] == ["2", "1"]
+    with pytest.raises(InputError, match="y: row 0 has the label '1.0', which is not known"):
+        read(write("x,y\n0,1.0\n1,2.0\n"), target="y", kind="classification", labels=(1, 2))
+
+
+@pytest.mark.parametrize("word", ["NA", "NaN", "nan", "NULL", "null", "None"])
+def test_a_label_that_is_read_as_missing_is_said_to_be(write, word):
+    path = write(f"x,y\n0,a\n1,{word}\n")
+    with pytest.raises(InputError, match=f"^y: row 1 has no value, since '{word}' is read as missing; .*$"):
+        read(path, target="y")
+    with pytest.raises(InputError, match="^y: row 1 has no value; fill it or drop the row.$"):
+        read(write("x,y\n0,a\n1,\n"), target="y")
+    assert len(read_csv(path)) == 2  # nobody asked for its labels
 
 
 @pytest.mark.parametrize(

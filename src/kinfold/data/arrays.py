@@ -1,6 +1,5 @@
 """Arrays and tensors: rows of any shape that reach the model as they are, unscaled."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from jaxtyping import Float32, Int64, UInt64
 from torch import Tensor
 
 from kinfold.data.base import Dataset, Encoder, Kind, Label, TensorInputs
+from kinfold.data.hashes import content_hashes
 from kinfold.data.targets import make_target, row_values
 from kinfold.errors import InputError
 
@@ -70,8 +70,7 @@ class ArrayDataset(Dataset):
         for start in range(0, len(self), _HASHED_ROWS):
             # Adding 0 turns -0.0, which equals 0.0, into it.
             block = self.features[start : start + _HASHED_ROWS].reshape(-1, self.features[0].numel()).numpy() + 0
-            for row, content in enumerate(block, start):
-                hashes[row] = int.from_bytes(hashlib.blake2b(content.data, digest_size=8).digest(), "little")
+            hashes[start : start + len(block)] = content_hashes(row.tobytes() for row in block)
         return hashes
 
 

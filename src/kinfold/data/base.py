@@ -25,6 +25,7 @@ from jaxtyping import Int64, Shaped, UInt64
 from torch import Tensor
 
 Kind: TypeAlias = Literal["classification", "regression"]
+Form: TypeAlias = Literal["array", "table", "image", "series", "text"]
 Label: TypeAlias = str | int | float | bool
 Rows: TypeAlias = Tensor | tuple[Tensor, ...]
 """What a model is called with: one tensor, or a tuple of tensors that become its positional arguments."""
@@ -98,6 +99,11 @@ class Encoder(abc.ABC):
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one encoded row, without the batch axis; models by name are sized by it."""
 
+    @property
+    def hints(self) -> dict[str, Any]:
+        """What else a model by name may want to know: `vocabulary` of token ids, `widths` of a table's columns."""
+        return {}
+
     @abc.abstractmethod
     def encode(self, features: Any) -> Inputs:
         """Returns the encoded rows of `features`, labelled or not.
@@ -127,9 +133,11 @@ class Dataset(abc.ABC):
         target: what is to be predicted.
         groups: [N] group of each row (rows of one group are never divided by a grouped split), or None.
         times: [N] sortable time of each row (for ordered splits), or None.
+        form: what kind of thing a row is; network, augmentation and recipe are chosen by it where nobody says.
         standardised: whether this format brings features, and regression targets for training, to standard units.
     """
 
+    form: ClassVar[Form] = "array"
     standardised: ClassVar[bool] = False
     name: str
     features: Any

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from kinfold.data.arrays import ArrayDataset, from_arrays
-from kinfold.data.base import Kind, Label
+from kinfold.data.base import Dataset, Kind, Label
+from kinfold.data.images import images_or_arrays
 from kinfold.errors import InputError
 from kinfold.importing import one_line
 
@@ -17,8 +17,8 @@ FEATURES = ("X", "x", "features", "data")
 TARGETS = ("y", "labels", "targets", "target")
 
 
-def from_npz(path: Path, *, kind: Kind | None = None, labels: Sequence[Label] | None = None) -> ArrayDataset:
-    """Returns a data set of the arrays in an archive; features are not scaled.
+def from_npz(path: Path, *, kind: Kind | None = None, labels: Sequence[Label] | None = None) -> Dataset:
+    """Returns a data set of the arrays in an archive: images where they are uint8 of an image's shape, else unscaled.
 
     Args:
         path: a file as `numpy.savez` writes it, its features under one of `FEATURES` and its targets under one
@@ -28,10 +28,10 @@ def from_npz(path: Path, *, kind: Kind | None = None, labels: Sequence[Label] | 
 
     Raises:
         InputError: no such file, a damaged archive, pickled objects in it, no array of the needed names, and
-            all that `from_arrays` raises.
+            all that `from_arrays` and `from_pixels` raise.
     """
     arrays = _read_npz(path)
-    return from_arrays(
+    return images_or_arrays(
         _pick(arrays, FEATURES, path),
         _pick(arrays, TARGETS, path),
         name=path.stem,

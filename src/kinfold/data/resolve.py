@@ -5,19 +5,31 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset as TorchDataset
 
-from kinfold.data.arrays import from_arrays
+from kinfold.data.audio import WAV_ENDINGS, from_audio_folder, from_audio_table
 from kinfold.data.base import Dataset, Kind, Label
 from kinfold.data.benchmarks import NAMES
+from kinfold.data.cifar import cifar_features, from_cifar, is_cifar
+from kinfold.data.folders import SOURCE, files_in, has_files, names_files
+from kinfold.data.hubs import HUBS, read_hub
+from kinfold.data.idx import from_idx, idx_features, is_idx_folder
+from kinfold.data.image_files import ENDINGS, ImageFiles
+from kinfold.data.images import from_image_folder, from_image_table, image_features, images_or_arrays
+from kinfold.data.npy import from_npy, is_npy_folder, npy_features
 from kinfold.data.npz import from_npz, npz_features
-from kinfold.data.table import from_frame
-from kinfold.data.table_files import read_csv, read_parquet
+from kinfold.data.public import PUBLIC, read_public
+from kinfold.data.series import from_ts, from_ucr, is_ucr, read_ts, read_ucr
+from kinfold.data.table import TableDataset, from_frame
+from kinfold.data.table_files import read_arrow, read_csv, read_parquet
 from kinfold.data.targets import encode_target
+from kinfold.data.text import from_text_table, from_texts, is_free_text, is_texts
+from kinfold.data.text_files import JSON_TARGET, TARGET, read_json_table, read_tab
 from kinfold.data.wrapped import from_torch, torch_features
 from kinfold.errors import InputError, unknown
 from kinfold.importing import load_callable, one_line
@@ -39,10 +51,38 @@ class Choice:
 
 @dataclass(frozen=True)
 class Format:
-    """How a file of one ending is read: with targets, and without."""
+    """How files of one ending, or folders of one form, are read: with targets, and without."""
 
     read: Callable[[Path, Choice], Dataset]
     features: Callable[[Path], Any]
+
+
+@dataclass(frozen=True)
+class FolderForm:
+    """What a folder may hold.
+
+    Attributes:
+        holds: what that is, in words.
+        detect: whether a folder does.
+        format: how it is read.
+    """
+
+    holds: str
+    detect: Callable[[Path], bool]
+    format: Format
+
+
+@dataclass(frozen=True)
+class ColumnForm:
+    """What the one feature column of a table may hold, beside numbers and categories.
+
+    Attributes:
+        detect: whether a column does.
+        read: makes the data set of a table that has this feature column and no other.
+    """
+
+    detect: Callable[["pandas.Series[Any]"], bool]
+    read: Callable[[TableDataset], Dataset]
 
 
 def read(
@@ -57,9 +97,11 @@ def read(
     """Returns the data set that `source` names, holds or makes.
 
     Args:
-        source: a name (`digits`); the path of a .csv, .tsv, .parquet or .npz file; an (X, y) pair; a pandas
-            DataFrame; a map-style `torch.utils.data.Dataset`; a `Dataset`, which comes back as it is; or
-            `package.module:function`, called without arguments, whose answer is read in turn.
+        source: a name (`digits`); the path of a file whose name ends as in `FORMATS`, or of a folder as in `FOLDERS`;
+            an (X, y) pair (X of uint8 and an image's shape is images, a list of strings is texts); a pandas DataFrame
+            (one whose only feature is as in `COLUMNS` is no table of numbers); a map-style
+            `torch.utils.data.Dataset`; a `Dataset`, which comes back as it is; or `package.module:function`, called
+            without arguments, whose answer is read in turn.
         target: the column to predict, for tables.
         groups: the column of each row's group, for tables.
         times: the column of each row's time, for tables.
@@ -98,11 +140,11 @@ def read_features(source: Any) -> Any:
     """Returns raw features, labelled or not, as `Encoder.encode` takes them.
 
     Args:
-        source: as for `read`; also an array or a tensor, a file without a target, or a dataset whose items are x
-            alone.
+        source: as for `read`; also an array or a tensor, a file without a target, a folder of pictures with no
+            sub-folders, one picture, or a dataset whose items are x alone.
 
     Returns:
-        A pandas DataFrame of a table (with all its columns), an array or a tensor of the rest.
+        A pandas DataFrame of a table (with all its columns), picture files, an array or a tensor of the rest.
 
     Raises:
         InputError: there is no such name, file or function, or it cannot be read.
@@ -114,7 +156,7 @@ def read_features(source: Any) -> Any:
     if isinstance(source, (str, Path)):
         found = _find(source)
         if isinstance(found, Path):
-            return FORMATS[found.suffix.lower()].features(found)
+            return _format(found).features(found)
         return read_features(_call(found, source))
     if isinstance(source, Dataset):
         return source.features
@@ -123,11 +165,28 @@ def read_features(source: Any) -> Any:
     return source[0] if _is_pair(source) else source
 
 
+def feature_paths(features: Any) -> tuple[Path, ...] | None:
+    """Returns the files that raw features are, one a row; None where they are no files.
+
+    Args:
+        features: as `read_features` returns them.
+
+    Example:
+        >>> feature_paths([Path("a.wav")]) == (Path("a.wav"),), feature_paths([[1.0]])
+        (True, None)
+    """
+    if isinstance(features, ImageFiles):
+        return features.paths
+    if isinstance(features, (list, tuple)) and features and all(isinstance(row, Path) for row in features):
+        return tuple(features)
+    return None
+
+
 def _read(source: Any, choice: Choice) -> Dataset:
     if isinstance(source, (str, Path)):
         found = _find(source)
         if isinstance(found, Path):
-            return FORMATS[found.suffix.lower()].read(found, choice)
+            return _format(found).read(found, choice)
         return _read(_call(found, source), choice)
     if isinstance(source, Dataset):
         return source
@@ -138,35 +197,145 @@ def _read(source: Any, choice: Choice) -> Dataset:
     if _is_pair(source):
         X, y = source
         if _is_frame(X):
-            return from_frame(X, y, groups=choice.groups, times=choice.times, kind=choice.kind, labels=choice.labels)
-        return from_arrays(X, y, kind=choice.kind, labels=choice.labels)
+            return _of_columns(
+                from_frame(X, y, groups=choice.groups, times=choice.times, kind=choice.kind, labels=choice.labels)
+            )
+        if is_texts(X):
+            return from_texts(X, y, kind=choice.kind, labels=choice.labels)
+        return images_or_arrays(X, y, kind=choice.kind, labels=choice.labels)
     raise InputError(
         f"data: a {type(source).__name__} cannot be read; give (X, y), a table, a dataset, a name or a path."
     )
 
 
 def _from_frame(frame: "pandas.DataFrame", name: str, choice: Choice) -> Dataset:
-    if choice.target is None:
+    target = choice.target or frame.attrs.get(TARGET)
+    if target is None:
         columns = ", ".join(str(column) for column in frame.columns)
         raise InputError(f"target: name the column of {name} to predict. Columns: {columns}.")
-    return from_frame(
+    table = from_frame(
         frame,
-        choice.target,
+        target,
         name=name,
         groups=choice.groups,
         times=choice.times,
         kind=choice.kind,
         labels=choice.labels,
     )
+    return _of_columns(table)
 
+
+def _of_columns(table: TableDataset) -> Dataset:
+    """Returns the table as what its feature column holds, where it has only one."""
+    if table.features.shape[1] == 1:
+        column = table.features.iloc[:, 0]
+        for form in COLUMNS:
+            if form.detect(column):
+                return form.read(table)
+    return table
+
+
+def _tables(
+    read_table: Callable[[Path], "pandas.DataFrame"],
+    read_labelled: Callable[[Path, Choice], "pandas.DataFrame"] | None = None,
+) -> Format:
+    """Returns the format of files that are tables.
+
+    Args:
+        read_table: reads one.
+        read_labelled: reads one whose target is known: of text files, so that its labels stay as they were written.
+    """
+
+    def located(frame: "pandas.DataFrame", path: Path) -> "pandas.DataFrame":
+        frame.attrs[SOURCE] = str(path)
+        return frame
+
+    def labelled(path: Path, choice: Choice) -> Dataset:
+        frame = read_table(path) if read_labelled is None else read_labelled(path, choice)
+        return _from_frame(located(frame, path), path.stem, choice)
+
+    return Format(labelled, lambda path: located(read_table(path), path))
+
+
+def _from_picture(path: Path, choice: Choice) -> Dataset:
+    if is_cifar(path):
+        return from_cifar(path, labels=choice.labels)
+    raise InputError(f"data: {path} is one picture; give a folder that has a sub-folder of pictures for each class.")
+
+
+def _picture_features(path: Path) -> Any:
+    return cifar_features(path) if is_cifar(path) else ImageFiles([path])
+
+
+def _from_recording(path: Path, choice: Choice) -> Dataset:
+    del choice
+    raise InputError(f"data: {path} is one recording; give a folder that has a sub-folder of wav files for each class.")
+
+
+_IDX = Format(lambda path, choice: from_idx(path, kind=choice.kind, labels=choice.labels), idx_features)
+_CIFAR = Format(lambda path, choice: from_cifar(path, labels=choice.labels), cifar_features)
+_NPY = Format(lambda path, choice: from_npy(path, kind=choice.kind, labels=choice.labels), npy_features)
+_PICTURE = Format(_from_picture, _picture_features)
+_TS = Format(lambda path, choice: from_ts(path, kind=choice.kind, labels=choice.labels), lambda path: read_ts(path)[0])
+_UCR = Format(
+    lambda path, choice: from_ucr(path, kind=choice.kind, labels=choice.labels), lambda path: read_ucr(path)[0]
+)
+_CSV = _tables(read_csv, lambda path, choice: read_csv(path, target=choice.target, kind=choice.kind))
+_JSON = _tables(
+    read_json_table, lambda path, choice: read_json_table(path, target=choice.target or JSON_TARGET, kind=choice.kind)
+)
+_TSV = Format(
+    lambda path, choice: (_UCR if choice.target is None and is_ucr(path) else _CSV).read(path, choice),
+    lambda path: (_UCR if is_ucr(path) else _CSV).features(path),
+)
 
 FORMATS: dict[str, Format] = {
-    ".csv": Format(lambda path, choice: _from_frame(read_csv(path), path.stem, choice), read_csv),
-    ".tsv": Format(lambda path, choice: _from_frame(read_csv(path), path.stem, choice), read_csv),
-    ".parquet": Format(lambda path, choice: _from_frame(read_parquet(path), path.stem, choice), read_parquet),
+    ".csv": _CSV,
+    ".tsv": _TSV,
+    ".tab": _tables(read_tab),
+    ".jsonl": _JSON,
+    ".ts": _TS,
+    ".parquet": _tables(read_parquet),
+    ".arrow": _tables(read_arrow),
+    ".feather": _tables(read_arrow),
     ".npz": Format(lambda path, choice: from_npz(path, kind=choice.kind, labels=choice.labels), npz_features),
+    ".npy": _NPY,
+    ".idx": _IDX,
+    ".idx.gz": _IDX,
+    "-ubyte": _IDX,
+    "-ubyte.gz": _IDX,
+    ".bin": _CIFAR,
+    **dict.fromkeys(ENDINGS, _PICTURE),
+    **dict.fromkeys(WAV_ENDINGS, Format(_from_recording, lambda path: [path])),
 }
-"""The endings of files that are data."""
+"""How the names of files that are data end. Of a single picture there are features only, unless it is CIFAR's."""
+
+FOLDERS: tuple[FolderForm, ...] = (
+    FolderForm("CIFAR batches", is_cifar, _CIFAR),
+    FolderForm("idx files", is_idx_folder, _IDX),
+    FolderForm("X.npy with y.npy", is_npy_folder, _NPY),
+    FolderForm(
+        "a sub-folder of pictures for each class",
+        lambda folder: has_files(folder, ENDINGS),
+        Format(lambda path, choice: from_image_folder(path, labels=choice.labels), image_features),
+    ),
+    FolderForm(
+        "a sub-folder of wav files for each class",
+        lambda folder: has_files(folder, WAV_ENDINGS),
+        Format(
+            lambda path, choice: from_audio_folder(path, labels=choice.labels),
+            lambda path: files_in(path, WAV_ENDINGS),
+        ),
+    ),
+)
+"""What folders that are data hold; the first that fits counts."""
+
+COLUMNS: tuple[ColumnForm, ...] = (
+    ColumnForm(lambda column: names_files(column, ENDINGS), from_image_table),
+    ColumnForm(lambda column: names_files(column, WAV_ENDINGS), from_audio_table),
+    ColumnForm(is_free_text, from_text_table),
+)
+"""What a table's only feature may be; the first that fits counts."""
 
 
 def _find(source: str | Path) -> Path | Callable[[], Any]:
@@ -174,15 +343,39 @@ def _find(source: str | Path) -> Path | Callable[[], Any]:
     name, path = str(source), Path(source)
     if name in NAMES:
         return NAMES[name]
-    if path.suffix.lower() in FORMATS:
+    base, _, part = name.partition(":")
+    if base in HUBS and part:
+        return partial(read_hub, name)
+    if base in PUBLIC and part in ("", "test"):
+        return partial(read_public, base, test=part == "test")
+    if base in NAMES and part == "test":
+        raise InputError(f"data: {base} has no official test part; all its rows are in {base}.")
+    if path.exists() or _ending(path) is not None:
         return path
-    if path.exists():
-        raise InputError(f"data: {name} is not of a known format; give a file ending {', '.join(FORMATS)}.")
     if isinstance(source, Path) or os.sep in name or (path.suffix and ":" not in name):
         raise InputError(f"data: {name}: no such file.")
     if ":" in name:
         return load_callable(name, "data")
-    raise unknown("data", name, NAMES)
+    raise unknown("data", name, (*NAMES, *PUBLIC))
+
+
+def _format(path: Path) -> Format:
+    """Returns how to read a file, which need not be there, or a folder."""
+    if path.is_dir():
+        for form in FOLDERS:
+            if form.detect(path):
+                return form.format
+        forms = "; ".join(form.holds for form in FOLDERS)
+        raise InputError(f"data: the folder {path} holds nothing that is known; give one that holds {forms}.")
+    ending = _ending(path)
+    if ending is None:
+        raise InputError(f"data: {path} is not of a known format; give a file ending {', '.join(FORMATS)}.")
+    return FORMATS[ending]
+
+
+def _ending(path: Path) -> str | None:
+    name = path.name.lower()
+    return max((ending for ending in FORMATS if name.endswith(ending)), key=len, default=None)
 
 
 def _call(function: Callable[[], Any], source: str | Path) -> Any:

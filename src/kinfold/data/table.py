@@ -170,6 +170,10 @@ class TableEncoder(Encoder):
     def input_shape(self) -> tuple[int, ...]:
         return (sum(column.width for column in self.columns),)
 
+    @property
+    def hints(self) -> dict[str, Any]:
+        return {"widths": [column.width for column in self.columns]}
+
     def encode(self, features: Any) -> TensorInputs:
         frame = _checked(features)
         names = [column.name for column in self.columns]
@@ -198,6 +202,7 @@ class TableEncoder(Encoder):
 class TableDataset(Dataset):
     """Labelled rows of a table: `features` is a pandas DataFrame of the feature columns alone."""
 
+    form = "table"
     standardised = True
 
     def fit(self, rows: Int64[np.ndarray, " rows"]) -> TableEncoder:
@@ -228,12 +233,13 @@ def from_frame(
         name: a short name for messages and the run directory.
         groups: the name of the column that says to which group a row belongs, or None.
         times: the name of the column that says when a row was (numbers, dates or ISO 8601 text), or None.
-        kind: `classification` or `regression` where the target's type says otherwise.
+        kind: `classification` or `regression` where the target's type says otherwise: floats are values and not
+            classes, even if all are whole and few differ (1.0, 2.0).
         labels: the classes of an earlier run, in its order; default the target's own, sorted.
 
     Raises:
-        InputError: an unknown or doubled column, no rows, no feature columns, a missing or infinite target, a
-            target with one class.
+        InputError: an unknown or doubled column, columns of several levels, no rows, no feature columns, a missing
+            or infinite target, a target with one class.
 
     Example:
         >>> import pandas as pd
@@ -275,6 +281,11 @@ def _checked(frame: Any) -> "pandas.DataFrame":
         raise InputError(f"data: is a {type(frame).__name__} where a table with named columns is needed.")
     if len(frame) == 0:
         raise InputError("data: the table has no rows; give one at least.")
+    if isinstance(frame.columns, pd.MultiIndex):
+        raise InputError(
+            f"data: the names of the columns have {frame.columns.nlevels} levels, such as {frame.columns[0]!r}; "
+            "join each into one name."
+        )
     named: pd.DataFrame = frame.rename(columns=str)
     doubled = named.columns[named.columns.duplicated()]
     if len(doubled):

@@ -2,10 +2,16 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import Shaped
+
+from kinfold.data.base import Kind
+from kinfold.data.plain import read_bytes, read_text
+from kinfold.data.targets import as_written
 from kinfold.errors import InputError, unknown
 from kinfold.files import write_bytes
 from kinfold.importing import one_line
@@ -16,10 +22,13 @@ if TYPE_CHECKING:  # importing pandas takes long, and arrays do without it
 MISSING = ("", "NA", "NaN", "nan", "NULL", "null")
 """What a missing value may be written as in a CSV file."""
 
+MISSING_TARGETS = (*MISSING, "None")
+"""What is read as missing where a target should be; `None` may be a category of a feature."""
+
 _DELIMITERS = (",", ";", "\t")
 
 
-def read_csv(path: Path) -> "pandas.DataFrame":
+def read_csv(path: Path, *, target: str | None = None, kind: Kind | None = None) -> "pandas.DataFrame":
     r"""Returns a CSV file as a table; its first line names the columns.
 
     The delimiter is the one of comma, semicolon and tab that divides the first line most. A missing value is an
@@ -28,10 +37,13 @@ def read_csv(path: Path) -> "pandas.DataFrame":
 
     Args:
         path: a UTF-8 text file.
+        target: the column whose labels are to come back as they were written (see `as_written`); one that the
+            file does not have is passed over.
+        kind: `classification` or `regression` where the way the target is written says otherwise.
 
     Raises:
         InputError: no such file, no UTF-8 text, no rows, a column without a name or with another's, a row with
-            too few or too many fields, an open quotation mark; the line is named.
+            too few or too many fields, an open quotation mark; the line is named. A missing target.
 
     Example:
         >>> import tempfile
@@ -43,28 +55,48 @@ def read_csv(path: Path) -> "pandas.DataFrame":
     """
     import pandas as pd
 
-    content = _read_bytes(path)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8 CSV.") from None
-    if "\0" in text:
-        raise InputError(f"{path}: holds binary data where CSV text is needed.")
-    delimiter = max(_DELIMITERS, key=lambda each: len(next(_records(path, text, each, strict=False), (0, []))[1]))
+    text = read_text(path)
+    delimiter = max(_DELIMITERS, key=lambda each: len(next(csv_records(path, text, each, strict=False), (0, []))[1]))
     header = _check_records(path, text, delimiter)
-    return pd.read_csv(
+    table = pd.read_csv(
         io.StringIO(text, newline=""),
         sep=delimiter,
         header=0,
         index_col=False,
         keep_default_na=False,
-        na_values=list(MISSING),
+        na_values={column: list(MISSING) for column in header if column != target},
+        dtype={target: str} if target in header else None,
         low_memory=False,  # one type a column, not one a chunk
         skip_blank_lines=len(header) > 1,  # a blank line in a single column is a missing value
     )
+    if target in header:
+        table[target] = written_target(table[target].tolist(), target, kind)
+    return table
 
 
-def _records(path: Path, text: str, delimiter: str, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+def written_target(texts: Sequence[str], name: str, kind: Kind | None) -> Shaped[np.ndarray, " N"]:
+    """Returns the target column of a text file (see `as_written`), checked to have no gaps.
+
+    Args:
+        texts: [N] fields as they stand.
+        name: the column's, for messages.
+        kind: `classification` or `regression` where the user says so.
+
+    Raises:
+        InputError: a field that is empty, or one of `MISSING_TARGETS`.
+
+    Example:
+        >>> written_target(["true", "false"], "buys", None).tolist()
+        ['true', 'false']
+    """
+    for row, text in enumerate(texts):
+        if text in MISSING_TARGETS:
+            why = f", since {text!r} is read as missing; write it otherwise" if text else "; fill it"
+            raise InputError(f"{name}: row {row} has no value{why} or drop the row.")
+    return as_written(texts, kind)
+
+
+def csv_records(path: Path, text: str, delimiter: str, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
     """Yields the number of the line a record ends on, and its fields."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict)
     try:
@@ -78,7 +110,7 @@ def _records(path: Path, text: str, delimiter: str, *, strict: bool) -> Iterator
 
 def _check_records(path: Path, text: str, delimiter: str) -> list[str]:
     """Returns the names of the columns, having counted the fields of every record."""
-    records = _records(path, text, delimiter, strict=True)
+    records = csv_records(path, text, delimiter, strict=True)
     _, header = next(records, (0, []))
     if not header:
         raise InputError(f"{path}: line 1 is empty; give a line of column names and rows below it.")
@@ -108,11 +140,32 @@ def read_parquet(path: Path) -> "pandas.DataFrame":
     import pandas as pd
 
     _require_pyarrow(path)
-    content = _read_bytes(path)
+    content = read_bytes(path)
     try:
         return pd.read_parquet(io.BytesIO(content), engine="pyarrow")
     except Exception as error:  # pyarrow has many errors for a damaged file
         raise InputError(f"{path}: cannot be read as Parquet ({one_line(error)}).") from None
+
+
+def read_arrow(path: Path) -> "pandas.DataFrame":
+    """Returns an Arrow or Feather file as a table; Arrow in the form of files or of streams.
+
+    Raises:
+        InputError: pyarrow is not installed, no such file, a damaged file.
+    """
+    _require_pyarrow(path)
+    from pyarrow import feather, ipc
+
+    content = read_bytes(path)
+    try:
+        if content.startswith((b"ARROW1", b"FEA1")):
+            table = feather.read_table(io.BytesIO(content))
+        else:
+            table = ipc.open_stream(content).read_all()
+        frame: pandas.DataFrame = table.to_pandas()
+    except Exception as error:  # pyarrow has many errors for a damaged file
+        raise InputError(f"{path}: cannot be read as Arrow ({one_line(error)}).") from None
+    return frame
 
 
 def write_table(path: Path, frame: "pandas.DataFrame") -> None:
@@ -141,13 +194,4 @@ def _require_pyarrow(path: Path) -> None:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise InputError(f"{path}: Parquet needs pyarrow; install kinfold[parquet].") from None
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}).") from None
+        raise InputError(f"{path}: Parquet and Arrow need pyarrow; install kinfold[parquet].") from None

@@ -3,6 +3,7 @@
 Rows are counted from 0 in every message.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from kinfold.data.base import Kind, Label, Target
 from kinfold.errors import InputError
 
 _LABEL_TYPES = (str, int, float, bool)
+_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 
 
 def make_target(
@@ -76,6 +79,45 @@ def encode_target(values: Any, labels: Sequence[Label] | None, kind: Kind, *, na
         [1, 0]
     """
     return make_target(values, name=name, kind=kind, labels=labels).values
+
+
+def as_written(texts: Sequence[str], kind: Kind | None = None) -> Shaped[np.ndarray, " N"]:
+    """Returns what stands in a text file's target column, typed so that its labels come back as they were written.
+
+    Whole numbers, where all are written as Python writes them (`007` is not); floats, where all are numbers and one
+    is no integer, or `kind` is regression; else, and where `kind` is classification, the texts themselves.
+
+    Args:
+        texts: [N] fields, none of them missing.
+        kind: `classification` or `regression` where the user says so.
+
+    Returns:
+        int64, float64 or an object array of text.
+
+    Example:
+        >>> [as_written(texts).tolist() for texts in (["7", "-1"], ["007", "1"], ["1.0", "2"], ["true", "no"])]
+        [[7, -1], ['007', '1'], [1.0, 2.0], ['true', 'no']]
+        >>> as_written(["1.0", "2"], "classification").tolist()
+        ['1.0', '2']
+    """
+    if all(map(is_whole_number, texts)):
+        return np.array([int(text) for text in texts], dtype=np.int64)
+    stripped = [text.strip() for text in texts]
+    fractions = kind is None and not all(map(_INTEGER.fullmatch, stripped))
+    if (kind == "regression" or fractions) and all(map(_NUMBER.fullmatch, stripped)):
+        return np.array([float(text) for text in stripped])
+    return np.array(texts, dtype=object)
+
+
+def is_whole_number(text: str) -> bool:
+    """Returns whether a text is an integer of 64 bits, written as Python writes it.
+
+    Example:
+        >>> [is_whole_number(text) for text in ("7", "-7", "007", "+7", "-0", "7.0", " 7")]
+        [True, True, False, False, False, False, False]
+    """
+    short = len(text) <= 20 and _INTEGER.fullmatch(text) is not None  # more digits than 64 bits have
+    return short and str(int(text)) == text and -(2**63) <= int(text) < 2**63
 
 
 def row_values(values: Any, rows: int, argument: str, *, sortable: bool = False) -> Shaped[np.ndarray, " N"] | None:
