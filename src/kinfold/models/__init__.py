@@ -6,26 +6,94 @@ that keep the global state clean build inside `kinfold.random.seeded`.
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from kinfold.errors import InputError, unknown
 from kinfold.importing import load_callable, one_line
+from kinfold.models.densenet import DenseNet
+from kinfold.models.fcn import FCN
+from kinfold.models.ft_transformer import FTTransformer
+from kinfold.models.hubs import build_from_hub, hub_of, hub_package
+from kinfold.models.inception_time import InceptionTime
 from kinfold.models.lenet5 import LeNet5
 from kinfold.models.mlp import mlp
+from kinfold.models.mobilenetv2 import MobileNetV2
+from kinfold.models.recurrent import Recurrent
 from kinfold.models.rescaled import Rescaled, StandardisedMSE, moments
 from kinfold.models.resnet import ResNet
+from kinfold.models.resnet18 import ResNet18
+from kinfold.models.tabular_resnet import TabularResNet
+from kinfold.models.textcnn import TextCNN
+from kinfold.models.transformer import Transformer
+from kinfold.models.vgg import VGG
+from kinfold.models.wide_resnet import WideResNet
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": mlp,
-    "lenet5": LeNet5,
-    "resnet20": partial(ResNet, depth=20),
-    "resnet32": partial(ResNet, depth=32),
-    "resnet56": partial(ResNet, depth=56),
+
+@dataclass(frozen=True)
+class Structure:
+    """A network by name.
+
+    Attributes:
+        make: called with the shape of a row, the number of outputs and arguments of its own.
+        rows: what it takes, in words.
+        paper: where it is from.
+        shape: of a row, for the parameter count that lists give.
+        outputs: likewise.
+        hints: what a data set of such rows says beside their shape (`Encoder.hints`).
+    """
+
+    make: Callable[..., nn.Module]
+    rows: str
+    paper: str
+    shape: tuple[int, ...]
+    outputs: int
+    hints: Mapping[str, Any] = field(default_factory=dict)
+
+    def parameters(self) -> int:
+        """Returns how many parameters it has at the reference shape; nothing is drawn or held in memory.
+
+        Example:
+            >>> MODELS["resnet20"].parameters()
+            269722
+        """
+        with torch.device("meta"):
+            return sum(p.numel() for p in self.make(self.shape, self.outputs, **self.hints).parameters())
+
+
+_SMALL, _PHOTO, _SERIES, _TEXT, _TABLE = (3, 32, 32), (3, 224, 224), (1, 500), (256,), (16,)
+_WORDS = {"vocabulary": 20_000}
+
+MODELS: dict[str, Structure] = {
+    "mlp": Structure(mlp, "any", "Rosenblatt 1958; Rumelhart et al. 1986", (64,), 10),
+    "lenet5": Structure(LeNet5, "images", "LeCun et al. 1998", (1, 28, 28), 10),
+    "resnet20": Structure(partial(ResNet, depth=20), "small images", "He et al. 2016", _SMALL, 10),
+    "resnet32": Structure(partial(ResNet, depth=32), "small images", "He et al. 2016", _SMALL, 10),
+    "resnet56": Structure(partial(ResNet, depth=56), "small images", "He et al. 2016", _SMALL, 10),
+    "resnet18": Structure(ResNet18, "images", "He et al. 2016", _PHOTO, 1000),
+    "vgg11-bn": Structure(partial(VGG, depth=11), "images", "Simonyan, Zisserman 2015", _PHOTO, 1000),
+    "vgg16-bn": Structure(partial(VGG, depth=16), "images", "Simonyan, Zisserman 2015", _PHOTO, 1000),
+    "densenet40": Structure(partial(DenseNet, depth=40), "small images", "Huang et al. 2017", _SMALL, 10),
+    "mobilenetv2": Structure(MobileNetV2, "images", "Sandler et al. 2018", _PHOTO, 1000),
+    "wide-resnet-16-4": Structure(
+        partial(WideResNet, depth=16, widen=4), "small images", "Zagoruyko, Komodakis 2016", _SMALL, 10
+    ),
+    "fcn": Structure(FCN, "series", "Wang et al. 2017", _SERIES, 2),
+    "inception-time": Structure(InceptionTime, "series", "Fawaz et al. 2020", _SERIES, 2),
+    "lstm": Structure(
+        partial(Recurrent, cell="lstm"), "series, text", "Hochreiter, Schmidhuber 1997", _TEXT, 20, _WORDS
+    ),
+    "gru": Structure(partial(Recurrent, cell="gru"), "series, text", "Cho et al. 2014", _TEXT, 20, _WORDS),
+    "transformer": Structure(Transformer, "series, text", "Vaswani et al. 2017", _TEXT, 20, _WORDS),
+    "textcnn": Structure(TextCNN, "text", "Kim 2014", _TEXT, 20, _WORDS),
+    "tabular-resnet": Structure(TabularResNet, "tables", "Gorishniy et al. 2021", _TABLE, 26),
+    "ft-transformer": Structure(FTTransformer, "tables", "Gorishniy et al. 2021", _TABLE, 26),
 }
-"""Every structure: called with the shape of a row, the number of outputs and arguments of its own."""
+"""Every structure, by name."""
 
 
 def build(name: str, input_shape: tuple[int, ...], outputs: int, **arguments: Any) -> nn.Module:
@@ -47,29 +115,33 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, **arguments: An
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
-    known = list(inspect.signature(MODELS[name]).parameters)[2:]
+    known = _arguments(name)
     for argument in arguments:
         if argument not in known:
             raise unknown(f"model {name}", argument, known)
     try:
-        return MODELS[name](input_shape, outputs, **arguments)
+        return MODELS[name].make(input_shape, outputs, **arguments)
     except TypeError as error:
         given = ", ".join(f"{argument}={value!r}" for argument, value in arguments.items())
         raise InputError(f"model {name}: cannot be built with {given} ({one_line(error)}).") from error
 
 
-def factory(spec: str | Mapping[str, Any], input_shape: tuple[int, ...], outputs: int) -> Callable[[], nn.Module]:
+def factory(
+    spec: str | Mapping[str, Any], input_shape: tuple[int, ...], outputs: int, hints: Mapping[str, Any] | None = None
+) -> Callable[[], nn.Module]:
     """Returns a factory without arguments of the model that `spec` describes; each call builds a new one.
 
     Args:
-        spec: a name of `MODELS`; `package.module:factory`, which is called without arguments;
-            `{"name": …, **arguments}`; or `{"class_path": "package.module.Class", "init_args": {…}}`.
+        spec: a name of `MODELS`; `timm:NAME` or `torchvision:NAME`; `package.module:factory`, which is called without
+            arguments; `{"name": …, **arguments}`; or `{"class_path": "package.module.Class", "init_args": {…}}`.
         input_shape: the shape of one row, without the batch axis, for models by name.
         outputs: how many numbers the model gives per row, for models by name.
+        hints: what else the data says (`Encoder.hints`); a model by name gets those that it takes and that `spec`
+            does not set.
 
     Raises:
-        InputError: an unknown name, or a factory that cannot be imported; on calling what is returned, also a
-            factory that fails or returns something other than an `nn.Module`.
+        InputError: an unknown name, or a factory or a package that cannot be imported; on calling what is returned,
+            also a factory that fails or returns something other than an `nn.Module`.
 
     Example:
         >>> factory({"name": "mlp", "hidden": [4]}, (2,), 3)()[1]
@@ -78,18 +150,29 @@ def factory(spec: str | Mapping[str, Any], input_shape: tuple[int, ...], outputs
         Flatten(start_dim=2, end_dim=-1)
     """
     if isinstance(spec, str):
-        spec = {"class_path": spec} if ":" in spec else {"name": spec}
+        spec = {"class_path": spec} if ":" in spec and hub_of(spec) is None else {"name": spec}
     if "name" in spec:
         arguments = {key: value for key, value in spec.items() if key != "name"}
+        hub = hub_of(str(spec["name"]))
+        if hub is not None:
+            hub_package(hub)  # whether it is there is told before anything is built
+            return partial(build_from_hub, spec["name"], input_shape, outputs, **arguments)
         if spec["name"] not in MODELS:
             raise unknown("model", spec["name"], MODELS)
-        return partial(build, spec["name"], input_shape, outputs, **arguments)
+        known = _arguments(spec["name"])
+        taken = {name: value for name, value in (hints or {}).items() if name in known}
+        return partial(build, spec["name"], input_shape, outputs, **{**taken, **arguments})
     for key in spec:
         if key not in ("class_path", "init_args"):
             raise unknown("model", key, ("class_path", "init_args", "name"))
     if "class_path" not in spec:
         raise InputError("model: has neither name nor class_path; give one of them.")
     return partial(_call, spec["class_path"], load_callable(spec["class_path"], "model"), spec.get("init_args") or {})
+
+
+def _arguments(name: str) -> list[str]:
+    """What a structure takes beside a row's shape and the number of outputs."""
+    return list(inspect.signature(MODELS[name].make).parameters)[2:]
 
 
 def _call(path: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
@@ -102,4 +185,27 @@ def _call(path: str, function: Callable[..., Any], arguments: Mapping[str, Any])
     return model
 
 
-__all__ = ["MODELS", "LeNet5", "ResNet", "Rescaled", "StandardisedMSE", "build", "factory", "mlp", "moments"]
+__all__ = [
+    "FCN",
+    "MODELS",
+    "VGG",
+    "DenseNet",
+    "FTTransformer",
+    "InceptionTime",
+    "LeNet5",
+    "MobileNetV2",
+    "Recurrent",
+    "ResNet",
+    "ResNet18",
+    "Rescaled",
+    "StandardisedMSE",
+    "Structure",
+    "TabularResNet",
+    "TextCNN",
+    "Transformer",
+    "WideResNet",
+    "build",
+    "factory",
+    "mlp",
+    "moments",
+]

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinfold.errors import InputError
+from kinfold.models.convolution import conv, conv_norm_relu, start_kaiming
 from kinfold.models.shapes import image_shape
 
 
@@ -37,12 +38,10 @@ class ResNet(nn.Module):
         if depth < 8 or depth % 6 != 2:
             raise InputError(f"model resnet: depth is {depth}; give 6n + 2, such as 20, 32 or 56.")
         blocks = depth // 6
-        self.stem = nn.Sequential(_conv(channels, 16), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem = conv_norm_relu(channels, 16)
         self.stages = nn.Sequential(_stage(16, 16, blocks), _stage(16, 32, blocks), _stage(32, 64, blocks))
         self.classifier = nn.Linear(64, outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        start_kaiming(self)
 
     def forward(self, x: Float[Tensor, "B channels height width"]) -> Float[Tensor, "B outputs"]:
         """Returns the logits of a batch of images."""
@@ -58,11 +57,7 @@ class Block(nn.Module):
         self.stride = 1 if before == after else 2
         self.new_maps = after - before
         self.residual = nn.Sequential(
-            _conv(before, after, self.stride),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            _conv(after, after),
-            nn.BatchNorm2d(after),
+            *conv_norm_relu(before, after, 3, self.stride), conv(after, after), nn.BatchNorm2d(after)
         )
 
     def forward(self, x: Float[Tensor, "B before h w"]) -> Float[Tensor, "B after h2 w2"]:
@@ -71,10 +66,6 @@ class Block(nn.Module):
         half = self.new_maps // 2  # zeros on both sides of the maps there are
         shortcut = F.pad(shortcut, (0, 0, 0, 0, half, self.new_maps - half))
         return F.relu(self.residual(x) + shortcut)
-
-
-def _conv(before: int, after: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
 
 
 def _stage(before: int, after: int, blocks: int) -> nn.Sequential:
