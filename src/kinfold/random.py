@@ -55,8 +55,9 @@ def _mix(x: Tensor) -> Tensor:
 
 def fold_in(k: Int64[Tensor, "*keys"], word: int | Int64[Tensor, "*keys"]) -> Int64[Tensor, "*keys"]:
     """Returns a key for a sub-purpose, for one key or each of several: an unrelated stream for each `word`."""
-    step = torch.as_tensor(word, dtype=torch.int64, device=k.device) + 1
-    return _mix(k * _MIX_1 + step * _GOLDEN)  # tensors throughout: Python's integers would not wrap
+    if isinstance(word, int):  # wrapped to 64 bits here: a tensor would cost a copy to the device at every step
+        return _mix(k * _MIX_1 + (((word + 1) * _GOLDEN + 2**63) % 2**64 - 2**63))
+    return _mix(k * _MIX_1 + (word + 1) * _GOLDEN)
 
 
 def bits(k: Key, shape: Sequence[int]) -> Int64[Tensor, "*shape"]:

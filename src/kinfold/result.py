@@ -276,7 +276,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Result:
         target = Target(**{**about["target"], "labels": _tuple(about["target"]["labels"])})
         encoder = encoder_from_spec(about["encoder"])
         if model is None:
-            model = _rebuilt(about["model"], encoder.input_shape, target.outputs)
+            model = _rebuilt(about["model"], encoder, target.outputs)
         materialise([model], torch.zeros(2, *encoder.input_shape), seed=0)
         if about["rescaled"] and not isinstance(model, Rescaled):
             model = Rescaled(model, torch.zeros(target.outputs), torch.ones(target.outputs))
@@ -303,12 +303,12 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Result:
     return result
 
 
-def _rebuilt(spec: Any, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+def _rebuilt(spec: Any, encoder: Encoder, outputs: int) -> nn.Module:
     if not isinstance(spec, (str, Mapping)) or is_object(spec):
         raise InputError("load: the run's model was a Python object; give load(directory, model=…) its structure.")
     # Its parameters are overwritten, but drawing them must not move the caller's random state.
     with torch.random.fork_rng([]):
-        return factory(spec, input_shape, outputs)()
+        return factory(spec, encoder.input_shape, outputs, encoder.hints)()
 
 
 def _filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -145,6 +145,7 @@ def run(
             {
                 "event": "period",
                 "period": progress.period,
+                "epochs": epochs,
                 "train_loss": train_loss.tolist(),
                 "metric": [job.objective.metric.oriented(value) for value in scores[:, 0].tolist()],
                 "loss": scores[:, 1].tolist(),
@@ -212,6 +213,9 @@ def _transfer(
     plan, progress.rule = rule.plan(view, progress.rule, draws)
     if plan is None:
         return
+    for rows in (plan.trial, plan.taught_rows()):
+        if rows is not None and bool((rows & ~unsealed).any()):
+            raise RunError(f"transfer: {rule.name} planned with sealed rows; they are for the estimate alone.")
     outcome = engine.apply(plan, progress.period)
     progress.rule = rule.learn(plan, outcome, progress.rule)
     # The ledger follows from the plan itself and from what was accepted; no rule can leave it out.

@@ -16,6 +16,7 @@ def period(number, loss, metric, improved):
         "metric": metric,
         "improved": improved,
         "seconds": 0.5,
+        "epochs": 10,
     }
 
 
@@ -35,8 +36,8 @@ EVENTS = (
 )
 
 
-def played(events, epochs=10):
-    board = Board(epochs)
+def played(events):
+    board = Board()
     for event in events:
         board = after(board, event)
     return board
@@ -84,7 +85,7 @@ def test_only_findings_and_notes_have_a_line(capsys):
 def test_on_a_terminal():
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=100)
-    with LiveProgress(10, console) as listen:
+    with LiveProgress(console) as listen:
         for event in EVENTS:
             listen(event)
     assert listen.board == played(EVENTS)
@@ -97,7 +98,7 @@ def test_on_a_terminal():
 
 def test_the_terminal_is_given_back_on_an_error():
     stream = io.StringIO()
-    with pytest.raises(KeyboardInterrupt), LiveProgress(10, Console(file=stream, force_terminal=True)):
+    with pytest.raises(KeyboardInterrupt), LiveProgress(Console(file=stream, force_terminal=True)):
         raise KeyboardInterrupt
     assert "\x1b[?25h" in stream.getvalue()
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
@@ -46,13 +48,17 @@ def choose_engine(name: str, job: Job) -> tuple[Engine, str | None]:
     if name == "sequential" or (name == "auto" and job.tasks == 1):
         return plain, None
     del plain
-    together = Vectorised(job)
     try:
+        together = Vectorised(job)
         together.probe()
+    except torch.OutOfMemoryError:
+        why = f"{job.tasks} tasks do not fit in memory together"
     except Exception as error:
-        del together  # its memory may be needed
-        return Sequential(job), f"engine: sequential, since this model cannot be stacked ({_line(error)})."
-    return together, None
+        why = f"this model cannot be stacked ({_line(error)})"
+    else:
+        return together, None
+    # After the handlers, whose tracebacks would keep the stacked engine, and its memory, alive.
+    return Sequential(job), f"engine: sequential, since {why}."
 
 
 def _line(error: Exception) -> str:

@@ -5,11 +5,12 @@ Legend: T tasks, k some of them, N rows, m rows asked for, B batch, C classes or
 
 import abc
 import dataclasses
+import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -20,7 +21,7 @@ from kinfold import random
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.lift import Lift, detached
 from kinfold.engines.moves import blended, donors_of, layers_of, moved
-from kinfold.errors import InputError
+from kinfold.errors import InputError, RunError
 from kinfold.methods.base import (
     Batch,
     Inner,
@@ -38,6 +39,10 @@ from kinfold.tasks.state import TaskStack, build_starts, export_module, forward,
 from kinfold.tasks.update import Updater, clip_rows
 from kinfold.transfer.base import Cross, Mix, Outcome, Plan, Restart, Teach, Tune
 
+LossOfOne: TypeAlias = Callable[[Params], tuple[Tensor, Params]]
+"""From one task's parameters to (its loss, its buffers after the pass)."""
+
+_DRAWING = ("batch", "loss", "gradients")  # the stages that get a key in every step
 _RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets all take part
 
 
@@ -65,6 +70,8 @@ class LocalEngine(Engine):
         self._partly_labelled = False
         self.layers = layers_of([*self.stack.params, *self.stack.buffers])
         self._keys = torch.stack([random.key(job.seed, "method", t) for t in range(job.tasks)]).to(self.device)
+        self._stages = {stage: any(overrides(m, stage) for m in job.methods) for stage in _DRAWING}
+        self._reached: frozenset[str] | None = None
         self._visits = 0
         self._accumulated: dict[int, tuple[Params, int]] = {}
 
@@ -80,10 +87,8 @@ class LocalEngine(Engine):
         """Which tasks go through a segment together; one lane after another."""
 
     @abc.abstractmethod
-    def _value_and_grads(
-        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"]
-    ) -> tuple[Float[Tensor, " k"], Params, Params]:
-        """Returns (losses, gradients, buffers after the pass) of k tasks."""
+    def _differentiated(self, loss: LossOfOne, at: Params) -> tuple[Tensor, Params, Params]:
+        """Returns (loss, gradients, buffers after the pass) of one task, in a form that `lift` can take."""
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -92,21 +97,25 @@ class LocalEngine(Engine):
         orders = self._orders(segment.period)
         lengths = [len(order) for order in orders]
         padded = nn.utils.rnn.pad_sequence(orders, batch_first=True).to(self.device)  # no batch reaches the padding
-        keys = random.fold_in(self._keys, segment.period)
+        keys, drawing = random.fold_in(self._keys, segment.period), any(self._stages.values())
         self.stack.module.train()
         total = torch.zeros(job.tasks, dtype=torch.float64, device=self.device)
-        count = torch.zeros(job.tasks, dtype=torch.float64, device=self.device)
+        count = torch.zeros(job.tasks, dtype=torch.float64)
+        indices: dict[tuple[int, ...], Tensor] = {}  # made once: on a GPU, a tensor made on the host is a wait
         for lane in self._lanes():
             seeds = (job.seed, "forward", segment.period, segment.first, lane[0])
             with random.seeded(self.device, *seeds):
                 for tasks, step, update in _steps(lane, lengths, job.batch_size, job.accumulate, segment):
-                    which = torch.tensor(tasks, device=self.device)
+                    if tuple(tasks) not in indices:
+                        indices[tuple(tasks)] = torch.tensor(tasks, device=self.device)
+                    which = indices[tuple(tasks)]
                     start = step * job.batch_size
                     index = padded[which, start : min(start + job.batch_size, lengths[tasks[0]])]
-                    total[which] += self._step(tasks, which, index, random.fold_in(keys[which], step), update)
-                    count[which] += 1
+                    key = random.fold_in(keys[which], step) if drawing else keys[which]
+                    total[which] += self._step(tasks, which, index, key, update)
+                    count[tasks] += 1
                     self._visits += index.numel()
-        return (total / count.clamp_min(1)).cpu()
+        return total.cpu() / count.clamp_min(1)
 
     def _orders(self, period: int) -> list[Int64[Tensor, " n"]]:
         unlabelled = None if self.lesson is None else self.lesson.unlabelled.cpu()
@@ -118,6 +127,10 @@ class LocalEngine(Engine):
                     method.draw(order, {name: value[t].cpu() for name, value in self.states[i].items()}, keys[t])
                     for t, order in enumerate(orders)
                 ]
+        pool = self.job.train if unlabelled is None else self.job.train | unlabelled
+        for t, order in enumerate(orders):
+            if not len(order) or not bool(pool[t][order].all()):
+                raise RunError(f"methods: of task {t}'s own rows, a draw must return some, and no others.")
         return orders
 
     def _step(
@@ -133,8 +146,7 @@ class LocalEngine(Engine):
         stack = self.stack if everyone else self._rows(tasks, which)
         states = list(self.states) if everyone else [{n: v[which] for n, v in s.items()} for s in self.states]
         batch = self._batch(which, index)
-        with self._autocast():
-            losses, grads, buffers = self._value_and_grads(stack, batch, states, keys)
+        losses, grads, buffers = self._value_and_grads(stack, batch, states, keys)
         for name, value in self.stack.buffers.items():
             value[which] = buffers[name]
         mean = self._accumulate(tasks, grads, update)
@@ -195,6 +207,54 @@ class LocalEngine(Engine):
         shown = labelled.view(*labelled.shape, *[1] * (batch.y.ndim - labelled.ndim))
         return batch._replace(y=torch.where(shown, batch.y, 0), labelled=labelled.to(self.dtype))
 
+    def _value_and_grads(
+        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"]
+    ) -> tuple[Float[Tensor, " k"], Params, Params]:
+        """Returns (losses, gradients, buffers after the pass) of k tasks."""
+        losses, grads, buffers = self.lift(self._of_one)(stack.params, stack.frozen, stack.buffers, batch, states, keys)
+        if self._stages["gradients"]:  # a method may give zeros where a plain loop has no gradient at all
+            reached = self._reached_by_loss(stack, batch, states, keys)
+            grads = {name: grad for name, grad in grads.items() if name in reached}
+        return losses.detach(), grads, detached(buffers)
+
+    def _reached_by_loss(
+        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"]
+    ) -> frozenset[str]:
+        """The names of the parameters that the loss depends on, found once."""
+        if self._reached is None:
+            leaves = {name: value.detach().requires_grad_() for name, value in stack.params.items()}
+            with random.seeded(self.device, self.job.seed, "reached"):
+                losses, _ = self.lift(self._loss_of_one)(leaves, stack.frozen, stack.buffers, batch, states, keys)
+            found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+            self._reached = frozenset(name for name, grad in zip(leaves, found, strict=True) if grad is not None)
+        return self._reached
+
+    def _of_one(
+        self,
+        params: Params,
+        frozen: Params,
+        buffers: Params,
+        batch: Batch,
+        states: list[State],
+        key: Int64[Tensor, ""],
+    ) -> tuple[Float[Tensor, ""], Params, Params]:
+        """One task's (loss, gradients, buffers after the pass), with the methods' gradient stages around it."""
+        after = buffers
+
+        def value_and_grad(at: Params) -> tuple[Tensor, Params]:
+            nonlocal after
+            value, grads, after = self._differentiated(
+                lambda given: self._loss_of_one(given, frozen, buffers, batch, states, key), at
+            )
+            return value, grads
+
+        step: ValueAndGrad = value_and_grad
+        for i, method in enumerate(self.job.methods):
+            if overrides(method, "gradients"):
+                step = partial(_around, method, step, states[i], random.fold_in(key, 3 * i + 2))
+        value, grads = step(params)
+        return value, grads, after
+
     def _loss_of_one(
         self,
         params: Params,
@@ -210,15 +270,16 @@ class LocalEngine(Engine):
 
         def model(x: Rows) -> Tensor:
             nonlocal after
-            output, after = forward(self.stack.module, params, frozen, after, x)
-            return _two_axes(output)
+            with self._autocast():
+                output, after = forward(self.stack.module, params, frozen, after, x)
+            return _two_axes(output).to(self.dtype)
 
         for i, (method, state) in enumerate(zip(methods, states, strict=True)):
-            batch = method.batch(batch, state, random.fold_in(key, 2 * i))
+            batch = method.batch(batch, state, random.fold_in(key, 3 * i))
         temperature = 1.0 if self.lesson is None else self.lesson.temperature
         inner: Inner = partial(self.job.objective.training_loss, temperature=temperature)
         for i, (method, state) in reversed(list(enumerate(zip(methods, states, strict=True)))):
-            inner = partial(_wrapped, method, inner, state, random.fold_in(key, 2 * i + 1))
+            inner = partial(_wrapped, method, inner, state, random.fold_in(key, 3 * i + 1))
         return inner(model, batch), after
 
     # -- scoring --------------------------------------------------------------------------------------------------
@@ -238,7 +299,7 @@ class LocalEngine(Engine):
         index = torch.stack([mine[torch.arange(max(lengths)) % len(mine)] for mine in own])  # cycled to one length
         chunks = torch.split(index.to(self.device), self._evaluation_rows(), dim=1)
         outputs = torch.cat([self._outputs(stack, self.inputs.rows(chunk), shared=False) for chunk in chunks], 1)
-        outputs, targets = outputs.cpu(), self.targets.cpu()
+        outputs, targets = outputs.cpu(), self.job.targets
         return torch.tensor(
             [self.job.objective.score(outputs[t, :n], targets[index[t, :n]]) for t, n in enumerate(lengths)],
             dtype=torch.float64,
@@ -306,7 +367,7 @@ class LocalEngine(Engine):
         T = self.job.tasks
         candidate = self._candidate(plan, period)
         origin, restarted = _origins(plan, T)
-        states = self._states_from(candidate, origin, restarted)
+        states = self._states_from(plan, candidate, origin, restarted)
         which = touched.nonzero().flatten()
         before = torch.full((T, 2), torch.nan, dtype=torch.float64)
         after, accepted = before.clone(), touched
@@ -357,31 +418,48 @@ class LocalEngine(Engine):
         names = [prefix + name for prefix in layers for name in ("running_mean", "running_var")]
         orders = [order.to(self.device) for order in row_orders(self.job.seed, period, self.job.train)]
         momenta = [layer.momentum for layer in layers.values()]
+        alike: dict[int, list[int]] = {}  # tasks with as many rows go together
+        for t in tasks.nonzero().flatten().tolist():
+            alike.setdefault(len(orders[t]), []).append(t)
         stack.module.train()
         try:
-            for t in tasks.nonzero().flatten().tolist():
-                row = stack.take(torch.tensor([t]))
-                params, frozen, buffers = detached([row.params, row.frozen, row.buffers])
-                for step in range(min(_RECOMPUTE_BATCHES, steps_in(len(orders[t]), self.job.batch_size))):
+            for count, together in alike.items():
+                some = stack.take(torch.tensor(together))
+                params, frozen, buffers = detached([some.params, some.frozen, some.buffers])
+                for name in names:  # 0 · infinity would keep what a diverged task had measured
+                    buffers[name] = torch.zeros_like(buffers[name])
+                order = torch.stack([orders[t] for t in together])
+                for step in range(min(_RECOMPUTE_BATCHES, steps_in(count, self.job.batch_size))):
                     for layer in layers.values():
                         layer.momentum = 1.0 / (step + 1)  # makes the running statistics a plain mean
-                    rows = orders[t][step * self.job.batch_size : (step + 1) * self.job.batch_size]
-                    x = self.inputs.rows(rows[None])
-                    seeds = (self.job.seed, "recompute", period, t, step)
+                    x = self.inputs.rows(order[:, step * self.job.batch_size : (step + 1) * self.job.batch_size])
+                    seeds = (self.job.seed, "recompute", period, together[0], step)
                     with torch.no_grad(), random.seeded(self.device, *seeds), self._autocast():
-                        one = partial(forward, stack.module)
-                        _, buffers = self.lift(one)(params, frozen, buffers, x)
+                        _, buffers = self.lift(partial(forward, stack.module))(params, frozen, buffers, x)
                 for name in names:
-                    stack.buffers[name][t] = buffers[name][0]
+                    stack.buffers[name][torch.tensor(together, device=self.device)] = buffers[name]
         finally:
             for layer, momentum in zip(layers.values(), momenta, strict=True):
                 layer.momentum = momentum
 
     def _states_from(
-        self, candidate: TaskStack, origin: Int64[Tensor, " T"], restarted: Bool[Tensor, " T"]
+        self, plan: Plan, candidate: TaskStack, origin: Int64[Tensor, " T"], restarted: Bool[Tensor, " T"]
     ) -> list[State]:
-        """The methods' states of a candidate: those of its donors, and fresh ones where it starts anew."""
-        states = [{name: value[origin.to(self.device)] for name, value in state.items()} for state in self.states]
+        """The methods' states of a candidate.
+
+        A tensor named `…/<parameter>` and shaped like that parameter (an average, say) goes with it, by the same
+        copy, mixture or mask; the rest comes whole from the donor with the largest weight; a restart has fresh ones.
+        """
+        states: list[State] = []
+        for state in self.states:
+            new = {}
+            for name, value in state.items():
+                parameter = name.partition("/")[2]
+                if parameter in self.stack.params and value.shape == self.stack.params[parameter].shape:
+                    new[name] = self._after_moves(plan, parameter, value)
+                else:
+                    new[name] = value[origin.to(self.device)]
+            states.append(new)
         for method, state in zip(self.job.methods, states, strict=True):
             for t in restarted.nonzero().flatten().tolist():
                 fresh = method.start({name: value[t].clone() for name, value in candidate.params.items()})
@@ -390,10 +468,15 @@ class LocalEngine(Engine):
         return states
 
     def _followed(self, plan: Plan, accepted: Bool[Tensor, " T"], name: str, moments: Tensor) -> Tensor:
-        after = moments
+        mine = accepted.to(moments.device).view(-1, *[1] * (moments.ndim - 1))
+        return torch.where(mine, self._after_moves(plan, name, moments), moments)
+
+    def _after_moves(self, plan: Plan, name: str, value: Tensor) -> Tensor:
+        """What goes with the parameter `name`, after the plan."""
+        after = value
         for change in plan.changes:
-            after = moved(change, name, moments, after, self.layers)
-        return torch.where(accepted.to(moments.device).view(-1, *[1] * (moments.ndim - 1)), after, moments)
+            after = moved(change, name, value, after, self.layers)
+        return after
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -422,6 +505,7 @@ class LocalEngine(Engine):
             **{f"best_method{i}": state for i, state in enumerate(self.best_states)},
         }
         values: dict[str, Any] = {"optimizers": others, "visits": self._visits, "temperature": None}
+        values["frozen"] = self._frozen_digest()
         if self.lesson is not None:
             fields = ("targets", "weight", "teachers", "unlabelled")
             parts["lesson"] = {name: getattr(self.lesson, name) for name in fields}
@@ -430,6 +514,8 @@ class LocalEngine(Engine):
         return detached(tensors), values
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        if values["frozen"] != self._frozen_digest():
+            raise InputError("resume: the model's frozen parameters have changed since the run began; give the same.")
         parts: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             part, name = key.split("/", 1)
@@ -462,6 +548,14 @@ class LocalEngine(Engine):
     def _start_method(self, method: Method) -> State:
         rows = [method.start({n: v[t] for n, v in self.stack.params.items()}) for t in range(self.job.tasks)]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _frozen_digest(self) -> str:
+        """A hash of what all tasks share and no checkpoint holds."""
+        digest = hashlib.sha256()
+        for name, value in self.stack.frozen.items():
+            digest.update(name.encode())
+            digest.update(value[:1].contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _learn(self, lesson: Teach) -> None:
         self.lesson = dataclasses.replace(
@@ -503,13 +597,13 @@ class LocalEngine(Engine):
                     f"make its last layer {objective.outputs} wide."
                 )
             try:
-                objective.score(outputs[0].cpu(), self.targets[index[0]].cpu())
+                objective.score(outputs[0].cpu(), self.job.targets[index[0].cpu()])
             except Exception as error:
                 name, why = objective.metric.name, " ".join(str(error).split())
                 raise InputError(f"metric: {name} or the loss fails on the model's outputs ({why}).") from error
             batch = self._batch(torch.arange(self.job.tasks, device=self.device), index)
             self.stack.module.train()
-            with random.seeded(self.device, self.job.seed, "probe"), self._autocast():
+            with random.seeded(self.device, self.job.seed, "probe"):
                 _, grads, _ = self._value_and_grads(self.stack, batch, self.states, self._keys)
             params, score = self.stack.clone().params, torch.zeros(self.job.tasks, 2, dtype=self.dtype)
             for method, state in zip(self.job.methods, self.states, strict=True):
@@ -539,9 +633,10 @@ def _steps(
             yield tasks, step, step + 1 == end
 
 
-def around(method: Method, inner: ValueAndGrad, state: State, key: Int64[Tensor, ""]) -> ValueAndGrad:
-    """Returns `value_and_grad` as the method's gradient stage makes it."""
-    return lambda params: method.gradients(inner, params, state, key)
+def _around(
+    method: Method, inner: ValueAndGrad, state: State, key: Int64[Tensor, ""], params: Params
+) -> tuple[Tensor, Params]:
+    return method.gradients(inner, params, state, key)
 
 
 def _origins(plan: Plan, tasks: int) -> tuple[Int64[Tensor, " T"], Bool[Tensor, " T"]]:

@@ -266,11 +266,16 @@ class Updater:
             )
         if isinstance(optimizer, torch.optim.LBFGS):
             raise InputError("optimizer: LBFGS asks for the loss more than once a step; give one that does not.")
+        for group in optimizer.param_groups:
+            for option, value in group.items():
+                if isinstance(value, Tensor):  # one tensor would be shared by the tasks' schedules
+                    raise InputError(f"optimizer: {option} is a tensor; give a number.")
         return optimizer
 
     def _fuse(self) -> None:
         first = self._optimizers[0]
-        if any(_options(optimizer) != _options(first) for optimizer in self._optimizers):
+        hooked = bool(first._optimizer_step_pre_hooks or first._optimizer_step_post_hooks)
+        if hooked or any(_options(optimizer) != _options(first) for optimizer in self._optimizers):
             return
         # Groups are read off task 0's rows, since predicates such as `p.ndim > 1` must never see a stack.
         name_of = {id(parameter): name for name, parameter in self._rows[0].items()}

@@ -27,7 +27,7 @@ class Board:
     """Where a run stands, as far as its events have told.
 
     Attributes:
-        epochs: the cap.
+        epochs: the cap, once it is known.
         period: the last period that ended, 0 before the first.
         seconds: spent training and scoring.
         train_loss: [T] of the last period; None where it was not finite.
@@ -38,7 +38,7 @@ class Board:
         accepted: [T] those that it took.
     """
 
-    epochs: int
+    epochs: int | None = None
     period: int = 0
     seconds: float = 0.0
     train_loss: tuple[Number, ...] = ()
@@ -54,8 +54,8 @@ def after(board: Board, event: Event) -> Board:
 
     Example:
         >>> event = {"event": "period", "period": 1, "train_loss": [0.9], "metric": [0.5], "improved": [True],
-        ...          "seconds": 0.1}
-        >>> after(Board(epochs=10), event).best
+        ...          "epochs": 10, "seconds": 0.1}
+        >>> after(Board(), event).best
         (0.5,)
     """
     if event["event"] == "period":
@@ -63,6 +63,7 @@ def after(board: Board, event: Event) -> Board:
         best = board.best or (None,) * T
         return replace(
             board,
+            epochs=event["epochs"],
             period=event["period"],
             seconds=board.seconds + event["seconds"],
             train_loss=tuple(event["train_loss"]),
@@ -101,8 +102,8 @@ def render(board: Board) -> RenderableType:
         )
     line = Table.grid(padding=(0, 2))
     rate = f"{board.period / board.seconds:.3g} epochs/s" if board.seconds > 0 else ""
-    bar = ProgressBar(total=board.epochs, completed=board.period, width=30)
-    line.add_row(bar, f"{board.period}/{board.epochs} epochs", rate)
+    bar = ProgressBar(total=board.epochs or 1, completed=board.period, width=30)
+    line.add_row(bar, f"{board.period}/{board.epochs or '…'} epochs", rate)
     return Group(table, line)
 
 
@@ -140,12 +141,11 @@ class LiveProgress:
     """A listener that keeps the board on a terminal up to date, within its `with` block.
 
     Args:
-        epochs: the run's cap.
         console: the terminal.
     """
 
-    def __init__(self, epochs: int, console: Console):
-        self.board = Board(epochs)
+    def __init__(self, console: Console):
+        self.board = Board()
         self._live = Live(render(self.board), console=console, refresh_per_second=8)
 
     def __enter__(self) -> "LiveProgress":

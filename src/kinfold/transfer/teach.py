@@ -37,7 +37,7 @@ class TeachRule(Rule):
     name = "teach"
     needs: ClassVar[frozenset[Need]] = frozenset({"predictions"})
     weight: float | int = 0.5
-    temperature: float | int = 4.0
+    temperature: float | int = 8.0
     ramp: float | int = 0.6
     unlabelled: bool = True
     period: int = 1
