@@ -42,8 +42,8 @@ def optimizer_maker(spec: Any) -> MakeOptimizer | Sequence[MakeOptimizer]:
     """Returns what makes an optimizer of parameters, or one such a task.
 
     Args:
-        spec: None (`sgd`, with lr 0.05 and momentum 0.9), a name of `OPTIMIZERS`, a mapping (see `kinfold.config`), a callable,
-            or a list of these.
+        spec: None (`sgd`, with lr 0.05 and momentum 0.9), a name of `OPTIMIZERS`, a mapping (see `kinfold.config`),
+            a callable, or a list of these.
 
     Raises:
         InputError: it is none of these.
