@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kinfold.engines.moves import moved
@@ -95,6 +95,7 @@ def test_source_chances_by_hand():
     floor=st.floats(0, 1),
     rewards=st.lists(st.floats(0, 1), min_size=36, max_size=36),
 )
+@example(tasks=2, floor=0.0, rewards=[0.0, 0.0, 3e-307] + [0.0] * 33)
 def test_source_chances_are_a_distribution_over_the_others_with_a_floor(tasks, floor, rewards):
     q = AMTO(floor=floor).source_chances(doubles(rewards[: tasks**2]).reshape(tasks, tasks))
     torch.testing.assert_close(q.sum(1), torch.ones(tasks, dtype=torch.float64))

@@ -177,6 +177,8 @@ class AMTO(Rule):
 def _chances(reward: Float[Tensor, "T K"], floor: float | int) -> Float[Tensor, "T K"]:
     """Returns row-wise probabilities: `floor` spread evenly, the rest in proportion to the reward."""
     K = reward.shape[1]
-    total = reward.sum(1, keepdim=True)
-    share = torch.where(total > 0, reward / total.clamp_min(1e-300), 1.0 / K)
+    # Relative to the largest: after hundreds of rejections a reward is still above 0, and too small to be divided by.
+    largest = reward.amax(1, keepdim=True)
+    relative = torch.where(largest > 0, reward / largest, 1.0)
+    share = relative / relative.sum(1, keepdim=True)
     return floor / K + (1.0 - floor) * share
