@@ -31,7 +31,8 @@ class Scripted(Engine):
 
     def train(self, segment: Segment) -> Tensor:
         self.period = segment.period
-        self.calls.append(f"train {segment.period}")
+        part = "" if segment.last is None else f" {segment.first}-{segment.last}"
+        self.calls.append(f"train {segment.period}{part}")
         return torch.zeros(len(self.accepted), dtype=torch.float64)
 
     def score(self) -> Tensor:
@@ -55,8 +56,15 @@ class Scripted(Engine):
     def export(self, task: int) -> nn.Module:
         return nn.Identity()
 
-    def learning_rates(self) -> list[float]:
-        return [0.1] * len(self.accepted)
+    def options(self) -> dict[str, Tensor]:
+        return {"lr": torch.full((len(self.accepted),), 0.1, dtype=torch.float64)}
+
+    def steps(self, period: int) -> Tensor:
+        return torch.full((len(self.accepted),), 4)
+
+    def losses(self, rows: Tensor) -> Tensor:
+        self.calls.append("losses")
+        return torch.zeros(len(self.accepted), len(rows))
 
     def visits(self) -> int:
         return 0
@@ -206,3 +214,42 @@ def test_a_history_is_written_as_it_happens(tmp_path: Path) -> None:
     assert again.kept == lines[:3] == read_json_lines(path)
     again({"event": "period", "period": 2})
     assert len(read_json_lines(path)) == 4
+
+
+@final
+@dataclass(frozen=True)
+class Steps(Rule):
+    """Task 0 takes half of task 1 every three steps."""
+
+    name = "steps"
+    steps: int | None = 3
+    until: float = 0.8
+
+    def plan(self, view: View, state: dict[str, Tensor], generator: torch.Generator) -> tuple[Plan | None, Any]:
+        assert view.step is not None and not view.improved.any()
+        assert view.options["lr"].tolist() == [0.1] * 3
+        weights = torch.tensor([[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+        return Plan((Mix(weights),)), state
+
+
+def test_steps_are_counted_through_all_periods() -> None:
+    """Four steps a period: after the third, the sixth, the ninth and the twelfth; none in the last period."""
+    engine = Scripted([[(0.5, 1.0)] * 3] * 4, accepted=[True, False, False])
+    _, progress, heard = go(engine, Steps(), epochs=4)
+    trained = [call for call in engine.calls if call.startswith(("train", "apply"))]
+    assert trained == [
+        *("train 1 0-3", "apply 1", "train 1 3-4"),
+        *("train 2 0-2", "apply 2", "train 2 2-4"),
+        *("train 3 0-1", "apply 3", "train 3 1-4", "apply 3"),
+        "train 4",
+    ]
+    assert progress.steps == 16
+    lines = [
+        (event["period"], line["times"])
+        for event in heard
+        if event["event"] == "transfer"
+        for line in event["transfers"]
+    ]
+    assert lines == [(1, 1), (2, 1), (3, 2)]
+    assert progress.proposed == progress.accepted == int(progress.by_pair[0, 1]) == 4
+    assert [event["event"] for event in heard if event["period"] == 1] == ["transfer", "period"]

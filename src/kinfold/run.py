@@ -38,6 +38,8 @@ class Progress:
         ledger: rows that each task has been exposed to.
         best_exposed: [T, N] what the ledger said when the best snapshot was taken.
         rule: the transfer rule's state.
+        scores: [T, 2] of the last period; NaN before the first.
+        steps: optimizer steps done, by the task with the most.
         proposed: moves proposed so far.
         accepted: moves accepted so far.
         by_pair: [T, T] accepted moves, recipient by donor (a move from several donors counts for each).
@@ -53,7 +55,9 @@ class Progress:
     best_exposed: Bool[Tensor, "T N"]
     rule: State
     by_pair: Int64[Tensor, "T T"]
+    scores: Float[Tensor, "T 2"]
     period: int = 0
+    steps: int = 0
     proposed: int = 0
     accepted: int = 0
     train_seconds: float = 0.0
@@ -72,6 +76,7 @@ class Progress:
             best_exposed=job.train.clone(),
             rule=rule.start(T),
             by_pair=torch.zeros(T, T, dtype=torch.int64),
+            scores=torch.full((T, 2), math.nan, dtype=torch.float64),
             data=data,
         )
 
@@ -81,7 +86,7 @@ class Progress:
         tensors = {f"engine/{name}": value for name, value in tensors.items()}
         tensors |= {f"rule/{name}": value for name, value in self.rule.items()}
         tensors |= {"run/exposed": self.ledger.exposed}
-        tensors |= {f"run/{name}": getattr(self, name) for name in ("best", "stale", "best_exposed", "by_pair")}
+        tensors |= {f"run/{name}": getattr(self, name) for name in _TENSORS}
         own = {name: getattr(self, name) for name in _PLAIN}
         checkpoints.save(self.period, tensors, {"run": own, "engine": values, "engine_name": engine.name})
 
@@ -97,7 +102,8 @@ class Progress:
         return cls(ledger=ledger, rule=parts["rule"], **parts["run"], **values["run"])
 
 
-_PLAIN = ("period", "proposed", "accepted", "train_seconds", "transfer_seconds", "wall_seconds", "data")
+_TENSORS = ("best", "stale", "best_exposed", "by_pair", "scores")
+_PLAIN = ("period", "steps", "proposed", "accepted", "train_seconds", "transfer_seconds", "wall_seconds", "data")
 
 
 def run(
@@ -131,13 +137,14 @@ def run(
     Raises:
         RunError: no task ever had a finite score.
     """
+    transfers = _Transfers(engine, job, rule, progress, epochs, unsealed, listen)
     while progress.period < epochs and not _worn_out(progress, patience):
-        began = time.perf_counter()
+        began, transferring = time.perf_counter(), progress.transfer_seconds
         progress.period += 1
-        rates = engine.learning_rates()
-        train_loss = engine.train(Segment(progress.period))
-        trained = time.perf_counter()
-        scores = engine.score()
+        rates = engine.options()["lr"].tolist()
+        train_loss = transfers.train_period()
+        trained = time.perf_counter() - (progress.transfer_seconds - transferring)
+        progress.scores = scores = engine.score()
         improved = _note_best(engine, job, progress, scores)
         engine.end_period(scores)
         scored = time.perf_counter()
@@ -157,7 +164,7 @@ def run(
         told = time.perf_counter()
         last = progress.period == epochs or _worn_out(progress, patience)
         if job.tasks > 1 and not last and rule.due(progress.period, epochs):
-            _transfer(engine, job, rule, progress, scores, improved, epochs, unsealed, listen)
+            transfers.at_period_end(train_loss, improved)
         progress.train_seconds += trained - began
         applied = time.perf_counter()
         progress.transfer_seconds += applied - told
@@ -186,50 +193,107 @@ def _note_best(engine: Engine, job: Job, progress: Progress, scores: Float[Tenso
     return improved
 
 
-def _transfer(
-    engine: Engine,
-    job: Job,
-    rule: Rule,
-    progress: Progress,
-    scores: Float[Tensor, "T 2"],
-    improved: Bool[Tensor, " T"],
-    epochs: int,
-    unsealed: Bool[Tensor, " N"],
-    listen: Listener,
-) -> None:
-    view = View(
-        period=progress.period,
-        epochs=epochs,
-        metric=scores[:, 0],
-        loss=scores[:, 1],
-        improved=improved,
-        validation=job.validation,
-        exposed=progress.ledger.exposed,
-        unsealed=unsealed,
-        classes=job.objective.classes,
-        predict=engine.predict if "predictions" in rule.needs else None,
-    )
-    draws = random.generator(job.seed, "transfer", progress.period)
-    plan, progress.rule = rule.plan(view, progress.rule, draws)
-    if plan is None:
-        return
-    for rows in (plan.trial, plan.taught_rows()):
-        if rows is not None and bool((rows & ~unsealed).any()):
-            raise RunError(f"transfer: {rule.name} planned with sealed rows; they are for the estimate alone.")
-    outcome = engine.apply(plan, progress.period)
-    progress.rule = rule.learn(plan, outcome, progress.rule)
-    # The ledger follows from the plan itself and from what was accepted; no rule can leave it out.
-    everyone = torch.ones(job.tasks, dtype=torch.bool)  # the lineage already leaves out what was not accepted
-    progress.ledger = progress.ledger.after(plan.lineage(outcome.accepted), everyone, plan.taught_rows())
-    moves = _log(plan, outcome, job)
+class _Transfers:
+    """The transfer points of a run, inside periods and at their ends."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        job: Job,
+        rule: Rule,
+        progress: Progress,
+        epochs: int,
+        unsealed: Bool[Tensor, " N"],
+        listen: Listener,
+    ):
+        self._engine, self._job, self._rule, self._progress = engine, job, rule, progress
+        self._epochs, self._unsealed, self._listen = epochs, unsealed, listen
+
+    def train_period(self) -> Float[Tensor, " T"]:
+        """Trains for a period, with the transfers that lie inside it; returns each task's mean loss."""
+        engine, progress, period = self._engine, self._progress, self._progress.period
+        counts = engine.steps(period)
+        most = int(counts.max())
+        every = self._rule.steps if self._job.tasks > 1 and self._rule.running(period, self._epochs) else None
+        if every is None:
+            progress.steps += most
+            return engine.train(Segment(period))
+        total, moves = torch.zeros(self._job.tasks, dtype=torch.float64), []
+        first = 0
+        while first < most:
+            last = min(most, first + every - progress.steps % every)
+            loss = engine.train(Segment(period, first, last))
+            total += loss * (counts.clamp(max=last) - first).clamp_min(0)
+            progress.steps += last - first
+            first = last
+            if progress.steps % every == 0:
+                began = time.perf_counter()
+                nobody = torch.zeros(self._job.tasks, dtype=torch.bool)
+                moves += self._transfer(loss, nobody, step=last)[0]
+                progress.transfer_seconds += time.perf_counter() - began
+        self._tell(_summed(moves), None)
+        return total / counts
+
+    def at_period_end(self, train_loss: Float[Tensor, " T"], improved: Bool[Tensor, " T"]) -> None:
+        """Plans and carries out what is due after a period."""
+        moves, note = self._transfer(train_loss, improved, step=None)
+        self._tell(moves, note)
+
+    def _transfer(
+        self, train_loss: Float[Tensor, " T"], improved: Bool[Tensor, " T"], step: int | None
+    ) -> tuple[list[Event], str | None]:
+        """One transfer point; returns its moves and the plan's note."""
+        engine, job, rule, progress = self._engine, self._job, self._rule, self._progress
+        view = View(
+            period=progress.period,
+            epochs=self._epochs,
+            metric=progress.scores[:, 0],
+            loss=progress.scores[:, 1],
+            train_loss=train_loss,
+            improved=improved,
+            validation=job.validation,
+            exposed=progress.ledger.exposed,
+            unsealed=self._unsealed,
+            options=engine.options(),
+            step=step,
+            classes=job.objective.classes,
+            predict=engine.predict if "predictions" in rule.needs else None,
+            losses=engine.losses if "losses" in rule.needs else None,
+        )
+        draws = random.generator(job.seed, "transfer", progress.period, *([] if step is None else [step]))
+        plan, progress.rule = rule.plan(view, progress.rule, draws)
+        if plan is None:
+            return [], None
+        for rows in (plan.trial, plan.taught_rows()):
+            if rows is not None and bool((rows & ~self._unsealed).any()):
+                raise RunError(f"transfer: {rule.name} planned with sealed rows; they are for the estimate alone.")
+        outcome = engine.apply(plan, progress.period)
+        progress.rule = rule.learn(plan, outcome, progress.rule)
+        # The ledger follows from the plan itself and from what was accepted; no rule can leave it out.
+        everyone = torch.ones(job.tasks, dtype=torch.bool)  # the lineage already leaves out what was not accepted
+        progress.ledger = progress.ledger.after(plan.lineage(outcome.accepted), everyone, plan.taught_rows())
+        moves = _log(plan, outcome, job)
+        for move in moves:
+            progress.proposed += 1
+            if move["accepted"]:
+                progress.accepted += 1
+                for donor in move["donors"]:
+                    progress.by_pair[move["recipient"], donor] += 1
+        return moves, plan.note
+
+    def _tell(self, moves: list[Event], note: str | None) -> None:
+        if moves or note is not None:
+            event = {"event": "transfer", "period": self._progress.period, "rule": self._rule.name, "transfers": moves}
+            self._listen(event if note is None else {**event, "note": note})
+
+
+def _summed(moves: list[Event]) -> list[Event]:
+    """The moves inside a period, those alike in one line: the last of them, and how many `times` there were."""
+    last: dict[tuple[Any, ...], Event] = {}
     for move in moves:
-        progress.proposed += 1
-        if move["accepted"]:
-            progress.accepted += 1
-            for donor in move["donors"]:
-                progress.by_pair[move["recipient"], donor] += 1
-    event = {"event": "transfer", "period": progress.period, "rule": rule.name, "transfers": moves}
-    listen(event if plan.note is None else {**event, "note": plan.note})
+        alike = (move["recipient"], move["donors"], move["form"], move["accepted"])
+        last[alike] = {**move, "times": last[alike]["times"] + 1 if alike in last else 1}
+    return list(last.values())
 
 
 def _log(plan: Plan, outcome: Outcome, job: Job) -> list[Event]:

@@ -195,7 +195,7 @@ def test_engines_agree_on_a_plan_of_everything(lab: SimpleNamespace, case: str, 
     job, rule = job_of(lab, CASES[case]), Mixed(moments, buffers)
     one, other = lab.train(Sequential, job, rule), lab.train(Vectorised, job, rule)
     lab.assert_agree(one, other)
-    assert one.engine.learning_rates()[1] != one.engine.learning_rates()[0]
+    assert one.engine.options()["lr"][1] != one.engine.options()["lr"][0]
 
 
 def test_engines_agree_with_augmented_images(lab: SimpleNamespace) -> None:

@@ -217,17 +217,17 @@ def test_a_diverged_donor_is_never_accepted_and_does_not_spread(lab: SimpleNames
 @ENGINES
 def test_tune(lab: SimpleNamespace, make: Any) -> None:
     engine = ready(lab, make)
-    others = engine.learning_rates()[0]
+    others = engine.options()["lr"].tolist()[0]
     nan = float("nan")
     rates = torch.tensor([nan, 0.01, nan], dtype=torch.float64)
     engine.apply(Plan((Tune({"lr": rates, "momentum": torch.tensor([nan, nan, 0.0])}),)), period=2)
-    assert engine.learning_rates() == pytest.approx([others, 0.01, others], rel=1e-12)
+    assert engine.options()["lr"].tolist() == pytest.approx([others, 0.01, others], rel=1e-12)
     velocities = [moments(engine, t) for t in range(3)]
     engine.train(Segment(3, first=0, last=1))
     lab.assert_close(moments(engine, 2), velocities[2])  # without momentum, SGD leaves it lying
     assert not torch.equal(moments(engine, 1)["0.bias"], velocities[1]["0.bias"])
     engine.end_period(torch.zeros(3, 2, dtype=torch.float64))
-    now = engine.learning_rates()
+    now = engine.options()["lr"].tolist()
     assert now[1] / now[0] == pytest.approx(0.01 / others)  # the schedule goes on from the tuned value
 
 

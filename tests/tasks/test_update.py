@@ -144,7 +144,7 @@ def test_each_task_may_have_an_optimizer_of_its_own():
     before = {name: value.clone() for name, value in params.items()}
     updater = Updater(params, makers, SCHEDULERS["cosine"], fuse=True)
     assert not updater.fused
-    assert updater.learning_rates() == [0.1, 0.1, 0.5]
+    assert updater.options()["lr"].tolist() == [0.1, 0.1, 0.5]
     advance(updater, 2)
     for t, make in enumerate(makers):
         expected = separately(make, SCHEDULERS["cosine"], before, periods=2)
@@ -183,10 +183,10 @@ def test_unfusing_midway_changes_nothing(name, scheduler):
     updater = Updater(params, OPTIMIZERS[name], schedule, fuse=True)
     expected = separately(OPTIMIZERS[name], schedule, params, periods=5)
     advance(updater, 3)
-    rates = updater.learning_rates()
+    rates = updater.options()["lr"].tolist()
     updater.unfuse()
     assert not updater.fused
-    assert updater.learning_rates() == rates
+    assert updater.options()["lr"].tolist() == rates
     advance(updater, 2, first=4)
     close(params, expected, rtol=1e-12)
 
@@ -240,7 +240,7 @@ def test_a_restored_run_goes_on_bit_for_bit(name, scheduler, fuse, tmp_path):
     assert resumed.fused == updater.fused
     advance(resumed, 4, first=4)
     close(again, params)
-    assert resumed.learning_rates() == updater.learning_rates()
+    assert resumed.options()["lr"].tolist() == updater.options()["lr"].tolist()
 
 
 @pytest.mark.parametrize("part", ["uneven", "reset", "tuned"])
@@ -280,14 +280,14 @@ def test_tuned_rates_under_a_cosine():
     """From half-way, cosine annealing of an SGD at 1.0 goes on from the new value to zero."""
     updater = Updater(numbers(0), partial(optim.SGD, lr=1.0), partial(schedules.CosineAnnealingLR, T_max=4), fuse=True)
     advance(updater, 2, steps=1)
-    assert updater.learning_rates() == pytest.approx([0.5] * 3)
+    assert updater.options()["lr"].tolist() == pytest.approx([0.5] * 3)
     updater.tune({"lr": torch.tensor([torch.nan, 0.25, 1.0])})
-    assert updater.learning_rates() == pytest.approx([0.5, 0.25, 1.0])
+    assert updater.options()["lr"].tolist() == pytest.approx([0.5, 0.25, 1.0])
     advance(updater, 1, steps=1)
     share = (1 + 2**-0.5 * -1) / 1.0  # (1 + cos 3π/4) / (1 + cos π/2)
-    assert updater.learning_rates() == pytest.approx([0.5 * share, 0.25 * share, share])
+    assert updater.options()["lr"].tolist() == pytest.approx([0.5 * share, 0.25 * share, share])
     advance(updater, 1, steps=1)
-    assert updater.learning_rates() == pytest.approx([0.0] * 3)
+    assert updater.options()["lr"].tolist() == pytest.approx([0.0] * 3)
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "lambda", "warm", "onecycle", "chained", "multistep"])
@@ -296,10 +296,10 @@ def test_a_tuned_rate_is_never_undone_by_the_schedule(scheduler):
         updater = Updater(numbers(0), OPTIMIZERS["nesterov"], SCHEDULERS[scheduler], fuse=True)
         advance(updater, 1, steps=1)
         if factor != 1.0:
-            updater.tune({"lr": factor * torch.tensor(updater.learning_rates(), dtype=torch.float64)})
+            updater.tune({"lr": factor * torch.tensor(updater.options()["lr"].tolist(), dtype=torch.float64)})
         seen = []
         for period in range(2, 7):
-            seen += updater.learning_rates()
+            seen += updater.options()["lr"].tolist()
             advance(updater, 1, first=period, steps=1)
         return torch.tensor(seen)
 

@@ -20,6 +20,7 @@ def make_view():
             "epochs": 10,
             "metric": torch.tensor([0.5, 0.6, 0.7], dtype=torch.float64),
             "loss": torch.tensor([1.0, 0.9, 0.8], dtype=torch.float64),
+            "train_loss": torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64),
             "improved": torch.tensor([True, False, True]),
             "validation": validation,
             "exposed": unsealed & ~validation,

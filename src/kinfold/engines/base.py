@@ -87,12 +87,20 @@ class Engine(abc.ABC):
         """Trains every task over a stretch of a period; returns each task's mean loss over its batches."""
 
     @abc.abstractmethod
+    def steps(self, period: int) -> Int64[Tensor, " T"]:
+        """Returns how many batches each task trains on in a period."""
+
+    @abc.abstractmethod
     def score(self) -> Float[Tensor, "T 2"]:
         """Returns each task's (metric, higher is better; loss) on its own validation rows, in float64."""
 
     @abc.abstractmethod
     def predict(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m C"]:
         """Returns all tasks' outputs on the same rows, on the CPU; of the best snapshots if `best`."""
+
+    @abc.abstractmethod
+    def losses(self, rows: Int64[Tensor, " m"]) -> Float[Tensor, "T m"]:
+        """Returns all tasks' losses on each of the same rows, on the CPU."""
 
     @abc.abstractmethod
     def snapshot(self, tasks: Bool[Tensor, " T"]) -> None:
@@ -111,8 +119,8 @@ class Engine(abc.ABC):
         """Returns the best snapshot of a task as a module in eval mode on the CPU."""
 
     @abc.abstractmethod
-    def learning_rates(self) -> list[float]:
-        """Returns each task's learning rate, [T]."""
+    def options(self) -> dict[str, Float[Tensor, " T"]]:
+        """Returns the optimizers' options that are numbers, such as `lr`, of the first group of each task."""
 
     @abc.abstractmethod
     def visits(self) -> int:

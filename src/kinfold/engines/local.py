@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kinfold import random
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.lift import Lift, detached
-from kinfold.engines.moves import blended, donors_of, layers_of, moved
+from kinfold.engines.moves import blended, donors_of, layers_of, moved, pulled
 from kinfold.errors import InputError, RunError
 from kinfold.methods.base import (
     Batch,
@@ -37,7 +37,8 @@ from kinfold.selection.better import better
 from kinfold.tasks.order import Segment, row_orders, steps_in
 from kinfold.tasks.state import TaskStack, build_starts, export_module, forward, materialise, stack_models
 from kinfold.tasks.update import Updater, clip_rows
-from kinfold.transfer.base import Cross, Mix, Outcome, Plan, Restart, Teach, Tune
+from kinfold.transfer.base import Outcome, Plan
+from kinfold.transfer.changes import Elastic, Mix, Restart, Teach, Tune
 
 LossOfOne: TypeAlias = Callable[[Params], tuple[Tensor, Params]]
 """From one task's parameters to (its loss, its buffers after the pass)."""
@@ -67,6 +68,7 @@ class LocalEngine(Engine):
             for method, state in zip(job.methods, self.states, strict=True)
         ]
         self.lesson: Teach | None = None
+        self.centre: Params = {}
         self._partly_labelled = False
         self.layers = layers_of([*self.stack.params, *self.stack.buffers])
         self._keys = torch.stack([random.key(job.seed, "method", t) for t in range(job.tasks)]).to(self.device)
@@ -74,6 +76,7 @@ class LocalEngine(Engine):
         self._reached: frozenset[str] | None = None
         self._visits = 0
         self._accumulated: dict[int, tuple[Params, int]] = {}
+        self._rows_of: tuple[int, list[int], Tensor] | None = None
 
     # -- what a subclass decides ------------------------------------------------------------------------------
 
@@ -94,9 +97,7 @@ class LocalEngine(Engine):
 
     def train(self, segment: Segment) -> Float[Tensor, " T"]:
         job = self.job
-        orders = self._orders(segment.period)
-        lengths = [len(order) for order in orders]
-        padded = nn.utils.rnn.pad_sequence(orders, batch_first=True).to(self.device)  # no batch reaches the padding
+        lengths, padded = self._period_rows(segment.period)
         keys, drawing = random.fold_in(self._keys, segment.period), any(self._stages.values())
         self.stack.module.train()
         total = torch.zeros(job.tasks, dtype=torch.float64, device=self.device)
@@ -116,6 +117,18 @@ class LocalEngine(Engine):
                     count[tasks] += 1
                     self._visits += index.numel()
         return total.cpu() / count.clamp_min(1)
+
+    def steps(self, period: int) -> Int64[Tensor, " T"]:
+        lengths, _ = self._period_rows(period)
+        return torch.tensor([steps_in(length, self.job.batch_size) for length in lengths])
+
+    def _period_rows(self, period: int) -> tuple[list[int], Int64[Tensor, "T n"]]:
+        """Each task's number of rows in a period, and which they are; kept while the period goes on."""
+        if self._rows_of is None or self._rows_of[0] != period:
+            orders = self._orders(period)
+            padded = nn.utils.rnn.pad_sequence(orders, batch_first=True)  # no batch reaches the padding
+            self._rows_of = period, [len(order) for order in orders], padded.to(self.device)
+        return self._rows_of[1:]
 
     def _orders(self, period: int) -> list[Int64[Tensor, " n"]]:
         unlabelled = None if self.lesson is None else self.lesson.unlabelled.cpu()
@@ -199,7 +212,8 @@ class LocalEngine(Engine):
         if lesson is None:
             return batch
         rows = which[:, None]
-        batch = batch._replace(soft=lesson.targets[rows, index], soft_weight=lesson.weight[which].to(self.dtype))
+        weight = lesson.weight[which] if lesson.weight.ndim == 1 else lesson.weight[rows, index]
+        batch = batch._replace(soft=lesson.targets[rows, index], soft_weight=weight.to(self.dtype))
         if not self._partly_labelled:
             return batch
         labelled = ~lesson.unlabelled[rows, index]
@@ -286,6 +300,10 @@ class LocalEngine(Engine):
 
     def score(self) -> Float[Tensor, "T 2"]:
         return self._scores(self._evaluated(), self.job.validation)
+
+    def losses(self, rows: Int64[Tensor, " m"]) -> Float[Tensor, "T m"]:
+        outputs, targets = self.predict(rows), self.job.targets[rows]
+        return torch.stack([self.job.objective.row_losses(output, targets) for output in outputs])
 
     def predict(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m C"]:
         stack = self.best if best else self._evaluated()
@@ -386,17 +404,25 @@ class LocalEngine(Engine):
         return Outcome(accepted, before, after)
 
     def _candidate(self, plan: Plan, period: int) -> TaskStack:
-        before, candidate = self.stack, self.stack.clone()
+        before = dataclasses.replace(self.stack, params=detached(self.stack.params))
+        # Moves make new tensors, so the candidate can share the old parameters until then.
+        buffers = {name: value.clone() for name, value in before.buffers.items()}
+        candidate = dataclasses.replace(before, params=dict(before.params), buffers=buffers)
         unmeasured = torch.zeros(self.job.tasks, dtype=torch.bool)
         for change in plan.changes:
             if isinstance(change, Restart):
                 which = change.tasks.nonzero().flatten()
+                candidate = candidate.clone()
                 candidate.put(which, self._fresh(generation=change.key).take(which))
-            elif isinstance(change, (Mix, Cross)):
-                for own, old in ((candidate.params, before.params), (candidate.buffers, before.buffers)):
-                    if own is candidate.params or plan.buffers == "follow":
-                        own.update({n: moved(change, n, old[n], own[n], self.layers) for n in own})
-                unmeasured |= blended(change, self.job.tasks)
+                continue
+            if isinstance(change, Elastic):
+                for name, value in candidate.params.items():
+                    centre = self.centre.get(name)
+                    candidate.params[name], self.centre[name] = pulled(change, before.params[name], value, centre)
+            for own, old in ((candidate.params, before.params), (candidate.buffers, before.buffers)):
+                if own is candidate.params or plan.buffers == "follow":
+                    own.update({n: moved(change, n, old[n], own[n], self.layers) for n in own})
+            unmeasured |= blended(change, self.job.tasks)
         if plan.buffers == "reset":
             which = plan.touched(self.job.tasks).nonzero().flatten()
             fresh = self._fresh(generation=0)
@@ -487,8 +513,8 @@ class LocalEngine(Engine):
                 best = dataclasses.replace(best, params=self.lift(method.export)(best.params, state))
         return export_module(best, task)
 
-    def learning_rates(self) -> list[float]:
-        return self.updater.learning_rates()
+    def options(self) -> dict[str, Float[Tensor, " T"]]:
+        return self.updater.options()
 
     def visits(self) -> int:
         return self._visits
@@ -500,6 +526,7 @@ class LocalEngine(Engine):
             "buffers": self.stack.buffers,
             "best_params": self.best.params,
             "best_buffers": self.best.buffers,
+            "centre": self.centre,
             "optimizer": moments,
             **{f"method{i}": state for i, state in enumerate(self.states)},
             **{f"best_method{i}": state for i, state in enumerate(self.best_states)},
@@ -533,6 +560,7 @@ class LocalEngine(Engine):
                 self._write(mine, parts.get(f"{prefix}{i}", {}), everyone)
         self.updater.restore(parts.get("optimizer", {}), values["optimizers"])
         self._visits = values["visits"]
+        self.centre = {name: value.to(self.device) for name, value in parts.get("centre", {}).items()}
         self.lesson = None
         if values["temperature"] is not None:
             self._learn(Teach(temperature=values["temperature"], **parts["lesson"]))
@@ -565,6 +593,7 @@ class LocalEngine(Engine):
             unlabelled=lesson.unlabelled.to(self.device),
         )
         self._partly_labelled = bool(lesson.unlabelled.any())
+        self._rows_of = None  # the lesson has a say in which rows are visited
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16")

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 from kinfold import random
-from kinfold.transfer.base import Change, Cross, Mix
+from kinfold.transfer.changes import BinaryCross, Change, Cross, Elastic, Median, Mix, Shuffle
 
 
 def layers_of(names: Iterable[str]) -> dict[str, int]:
@@ -30,7 +30,8 @@ def moved(
     """Returns one stacked tensor after one change.
 
     Args:
-        change: a `Mix` or `Cross`; others leave tensors as they are.
+        change: one that moves numbers between tasks; others leave tensors as they are, and so does `Elastic`,
+            whose centre is the engine's (see `pulled`).
         name: of the tensor.
         before: the state before the plan.
         candidate: the state after the changes so far.
@@ -40,7 +41,30 @@ def moved(
         return _mixed(change, before, candidate)
     if isinstance(change, Cross):
         return _crossed(change, name, before, candidate, layers)
+    if isinstance(change, BinaryCross):
+        return _binary_crossed(change, name, before, candidate)
+    if isinstance(change, Median):
+        return _median(change, before, candidate)
+    if isinstance(change, Shuffle):
+        return _shuffled(change, name, before, candidate, layers)
     return candidate
+
+
+def pulled(
+    change: Elastic,
+    before: Shaped[Tensor, "T *shape"],
+    candidate: Shaped[Tensor, "T *shape"],
+    centre: Shaped[Tensor, "*shape"] | None,
+) -> tuple[Shaped[Tensor, "T *shape"], Shaped[Tensor, "*shape"]]:
+    """Returns one stacked tensor and its centre after an elastic pull; without a centre yet, it is the mean."""
+    rate, centre_rate = (
+        weights.to(before).view(-1, *[1] * (before.ndim - 1)) for weights in (change.rate, change.centre_rate)
+    )
+    if centre is None:
+        pulling = change.centre_rate.to(before.device) > 0
+        centre = before[pulling].mean(0) if bool(pulling.any()) else before.mean(0)
+    apart = before - centre
+    return candidate - rate * (candidate - centre), centre + (centre_rate * apart).sum(0)
 
 
 def donors_of(change: Mix) -> Int64[Tensor, " T"]:
@@ -52,14 +76,18 @@ def blended(change: Change, tasks: int) -> Bool[Tensor, " T"]:
     """Returns [T] whether a task's candidate is a mixture, whose batch-norm statistics nobody has measured."""
     if isinstance(change, Mix):
         return ((change.weights != 0).sum(1) > 1).cpu()
-    if isinstance(change, Cross):
-        return (change.source >= 0).cpu()
-    return torch.zeros(tasks, dtype=torch.bool)
+    touched = change.touched()
+    if touched is None or not isinstance(change, (Cross, BinaryCross, Median, Elastic, Shuffle)):
+        return torch.zeros(tasks, dtype=torch.bool)
+    return touched.cpu()
 
 
 def _mixed(
     change: Mix, before: Shaped[Tensor, "T *shape"], candidate: Shaped[Tensor, "T *shape"]
 ) -> Shaped[Tensor, "T *shape"]:
+    if candidate is before and before.is_floating_point() and bool((change.weights != 0).all()):
+        averaged: Tensor = torch.tensordot(change.weights.to(before), before, 1)  # the common case, in one go
+        return averaged
     result = candidate.clone()
     for t, weights in enumerate(change.weights):
         donors = weights.nonzero().flatten()
@@ -91,7 +119,64 @@ def _crossed(
             drawn = random.uniform(key, (max(layers.values()) + 1,), torch.float64) < rate
             mask = drawn[layers[name]].to(before.device)
         else:
-            of_tensor = random.fold_in(key, random.seed_of(name)).to(before.device)
-            mask = random.uniform(of_tensor, before.shape[1:], torch.float64) < rate
+            mask = random.uniform(_key_of(key, name, before), before.shape[1:], torch.float64) < rate
         result[t] = torch.where(mask, before[change.source[t]], candidate[t])
     return result
+
+
+def _binary_crossed(
+    change: BinaryCross, name: str, before: Shaped[Tensor, "T *shape"], candidate: Shaped[Tensor, "T *shape"]
+) -> Shaped[Tensor, "T *shape"]:
+    if not before.is_floating_point():
+        return candidate
+    result = candidate.clone()
+    for t in (change.source >= 0).nonzero().flatten().tolist():
+        power = 1.0 / (float(change.eta[t]) + 1.0)
+        u = random.uniform(_key_of(change.keys[t], name, before), before.shape[1:], torch.float64)
+        beta = torch.where(u <= 0.5, 2.0 * u, 1.0 / (2.0 - 2.0 * u)).pow(power).to(before.dtype)
+        result[t] = 0.5 * ((1.0 + beta) * candidate[t] + (1.0 - beta) * before[change.source[t]])
+    return result
+
+
+def _median(
+    change: Median, before: Shaped[Tensor, "T *shape"], candidate: Shaped[Tensor, "T *shape"]
+) -> Shaped[Tensor, "T *shape"]:
+    if not before.is_floating_point():
+        return candidate
+    result = candidate.clone()
+    medians: dict[tuple[int, ...], Tensor] = {}  # tasks often have the same members
+    for t in change.lineage().any(1).nonzero().flatten().tolist():
+        members = tuple(change.members[t].nonzero().flatten().tolist())
+        if members not in medians:
+            ordered = before[list(members)].sort(0).values
+            low, high = (len(members) - 1) // 2, len(members) // 2
+            medians[members] = (ordered[low] + ordered[high]) / 2
+        result[t] = medians[members]
+    return result
+
+
+def _shuffled(
+    change: Shuffle,
+    name: str,
+    before: Shaped[Tensor, "T *shape"],
+    candidate: Shaped[Tensor, "T *shape"],
+    layers: dict[str, int],
+) -> Shaped[Tensor, "T *shape"]:
+    if not before.is_floating_point() or int(change.tasks.sum()) < 2:
+        return candidate
+    last = max(layers.values())
+    rate = change.rate + (change.last_rate - change.rate) * (layers[name] / last if last else 0.0)
+    key = _key_of(random.key(change.key), name, before)
+    drawn = random.uniform(random.fold_in(key, 0), before.shape[1:], torch.float64) < rate
+    where = drawn.flatten().nonzero().flatten()
+    who = change.tasks.nonzero().flatten().to(before.device)
+    # A permutation of the tasks for every number drawn: the order of that many draws.
+    order = random.uniform(random.fold_in(key, 1), (len(who), len(where)), torch.float64).argsort(0)
+    result = candidate.clone().flatten(1)
+    result[who[:, None], where] = before.flatten(1)[who[order], where]
+    return result.view_as(candidate)
+
+
+def _key_of(key: Int64[Tensor, ""], name: str, like: Tensor) -> Int64[Tensor, ""]:
+    """The key of one tensor's draws, on the tensor's device."""
+    return random.fold_in(key.cpu(), random.seed_of(name)).to(like.device)

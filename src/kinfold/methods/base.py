@@ -50,7 +50,7 @@ class Batch(NamedTuple):
         classes: C, or None for regression.
         labelled: [B] 1.0 where y may be used, 0.0 where only `soft` may; None where all rows are labelled.
         soft: [B, C] soft targets from other tasks, or None.
-        soft_weight: scalar weight of the soft targets, or None.
+        soft_weight: weight of the soft targets, one or [B], or None.
     """
 
     x: Rows
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
     classes: int | None = None
     labelled: Float[Tensor, " B"] | None = None
     soft: Float[Tensor, "B C"] | None = None
-    soft_weight: Float[Tensor, ""] | None = None
+    soft_weight: Float[Tensor, "*B"] | None = None
 
 
 Inner: TypeAlias = Callable[[Model, Batch], Tensor]

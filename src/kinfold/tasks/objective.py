@@ -68,6 +68,7 @@ class Objective:
         row_loss: (outputs, targets) → [B] losses; used where only some rows are labelled.
         row_weight: targets → [B] weights: `loss` is the sum of the row losses over the sum of these.
         score_loss: `loss` on the CPU, where models are scored.
+        score_row_loss: `row_loss` on the CPU.
         metric: what decides.
     """
 
@@ -77,6 +78,7 @@ class Objective:
     row_loss: LossFunction
     row_weight: Callable[[Tensor], Tensor]
     score_loss: LossFunction
+    score_row_loss: LossFunction
     metric: Metric
 
     @property
@@ -91,20 +93,30 @@ class Objective:
         shaped = align(output, y)
         if batch.soft is None or batch.soft_weight is None:
             return self.loss(shaped, y)
-        if batch.labelled is None:
-            hard = self.loss(shaped, y)
-        else:
-            # The loss of the labelled rows times their share of the batch; no other label may enter, nor its weight.
-            labelled = batch.labelled.to(output.dtype)
-            weights = (self.row_weight(y) * labelled).sum().clamp_min(torch.finfo(labelled.dtype).tiny)
-            hard = (self.row_loss(shaped, y) * labelled).sum() / weights * labelled.mean()
-        soft = batch.soft.to(output.dtype)
-        if self.kind == "classification":
-            taught = temperature**2 * F.cross_entropy(output / temperature, soft)
-        else:
-            taught = self.loss(shaped, soft.reshape(shaped.shape))
         weight = batch.soft_weight.to(output.dtype)
-        return (1.0 - weight) * hard + weight * taught
+        soft = batch.soft.to(output.dtype)
+        by_row = weight.ndim > 0
+        if by_row or batch.labelled is not None:
+            # The loss of the labelled rows times their share of the batch; no other label may enter, nor its weight.
+            labelled = torch.ones_like(output[:, 0]) if batch.labelled is None else batch.labelled.to(output.dtype)
+            weights = (self.row_weight(y) * labelled).sum().clamp_min(torch.finfo(labelled.dtype).tiny)
+            own = labelled * (1.0 - weight) if by_row else labelled
+            hard = (self.row_loss(shaped, y) * own).sum() / weights * labelled.mean()
+        else:
+            hard = self.loss(shaped, y)
+        if self.kind == "classification":
+            logits = output / temperature
+            rows = F.cross_entropy(logits, soft, reduction="none") if by_row else F.cross_entropy(logits, soft)
+            taught = temperature**2 * rows
+        else:
+            target = soft.reshape(shaped.shape)
+            taught = self.row_loss(shaped, target) if by_row else self.loss(shaped, target)
+        return hard + (weight * taught).mean() if by_row else (1.0 - weight) * hard + weight * taught
+
+    def row_losses(self, outputs: Float[Tensor, "N C"], targets: Shaped[Tensor, "N *K"]) -> Float[Tensor, " N"]:
+        """Returns the loss of each row of one task's outputs."""
+        shaped = align(outputs, targets)
+        return self.score_row_loss(shaped, targets.to(shaped.dtype) if targets.is_floating_point() else targets)
 
     def score(self, outputs: Float[Tensor, "N C"], targets: Shaped[Tensor, "N *K"]) -> tuple[float, float]:
         """Returns (metric, oriented so that higher is better; loss) of one task's outputs. NaN where undefined."""
@@ -152,7 +164,8 @@ def make_objective(
     if isinstance(loss, nn.Module):
         host = copy.deepcopy(loss).to(device="cpu", dtype=dtype)
         loss = copy.deepcopy(loss).to(device=device, dtype=dtype)
-    return Objective(kind, outputs, loss, _per_row(loss), _row_weight(loss), host, resolve_metric(metric, kind))
+    made = resolve_metric(metric, kind)
+    return Objective(kind, outputs, loss, _per_row(loss), _row_weight(loss), host, _per_row(host), made)
 
 
 def _per_row(loss: LossFunction) -> LossFunction:

@@ -112,10 +112,11 @@ class Updater:
                 else:
                     scheduler.step()
 
-    def learning_rates(self) -> list[float]:
-        """Returns the first group's learning rate, [T]."""
-        rates = [float(optimizer.param_groups[0]["lr"]) for optimizer in self._optimizers]
-        return rates * self.tasks if self.fused else rates
+    def options(self) -> dict[str, Float[Tensor, " T"]]:
+        """Returns the options of the optimizers' first groups that are numbers in every task, [T] each."""
+        groups = [optimizer.param_groups[0] for optimizer in self._optimizers] * (self.tasks if self.fused else 1)
+        numbers = [name for name in groups[0] if all(type(group.get(name)) in (int, float) for group in groups)]
+        return {name: torch.tensor([float(group[name]) for group in groups], dtype=torch.float64) for name in numbers}
 
     def tune(self, values: Mapping[str, Float[Tensor, " T"]]) -> None:
         """Sets options of the tasks' optimizers; NaN leaves one as it is.

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from kinfold.errors import InputError, unknown
-from kinfold.transfer.base import Cross, Mix, Outcome, Plan, Rule, State, Unit, View, check_shares
+from kinfold.transfer.base import Outcome, Plan, Rule, State, View, check_shares
+from kinfold.transfer.changes import Cross, Mix, Unit
 
 Form: TypeAlias = Literal["copy", "blend", "crossover"]
 AcceptanceRows: TypeAlias = Literal["val", "shared", "unexposed"]

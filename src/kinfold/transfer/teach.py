@@ -12,7 +12,8 @@ from typing import ClassVar, final
 import torch
 
 from kinfold.errors import InputError
-from kinfold.transfer.base import Need, Plan, Rule, State, Teach, View, check_shares
+from kinfold.transfer.base import Need, Plan, Rule, State, View, check_shares
+from kinfold.transfer.changes import Teach
 
 
 @final
@@ -35,6 +36,7 @@ class TeachRule(Rule):
     """
 
     name = "teach"
+    moves: ClassVar[bool] = False
     needs: ClassVar[frozenset[Need]] = frozenset({"predictions"})
     weight: float | int = 0.5
     temperature: float | int = 8.0
