@@ -226,7 +226,8 @@ class Steps(Rule):
     until: float = 0.8
 
     def plan(self, view: View, state: dict[str, Tensor], generator: torch.Generator) -> tuple[Plan | None, Any]:
-        assert view.step is not None and not view.improved.any()
+        assert view.step is not None
+        assert not view.improved.any()
         assert view.options["lr"].tolist() == [0.1] * 3
         weights = torch.tensor([[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
         return Plan((Mix(weights),)), state
