@@ -19,10 +19,10 @@ from torch.utils.data import TensorDataset
 from torchmetrics.classification import MulticlassCohenKappa
 
 import kinfold
-from kinfold import random
+from kinfold import files, random
 from kinfold.errors import InputError, RunError
 from kinfold.splits.base import Splits
-from kinfold.transfer import AMTO
+from kinfold.transfer import AMTO, PAPA, PAPAAll, TeachRule, Together
 
 SMALL: dict[str, Any] = {"tasks": 3, "epochs": 3, "batch_size": 16}
 MLP = {"name": "mlp", "hidden": [8]}
@@ -178,6 +178,30 @@ def test_transfers_stop_in_the_last_tenth() -> None:
     assert result.transfers.proposed == 3 * 9
 
 
+def test_rules_act_together(tmp_path: Path) -> None:
+    """However it is written, it is the same run; and the configuration says enough to repeat it."""
+    parts = [TeachRule(), PAPA(alpha=0.5, steps=2)]
+    spelled: list[Any] = [Together(tuple(parts)), parts, ["teach", {"name": "papa", "alpha": 0.5, "steps": 2}]]
+    results = [
+        kinfold.fit(MLP, rows(), transfer=spec, out=tmp_path / str(i), **SMALL) for i, spec in enumerate(spelled)
+    ]
+    for i, result in enumerate(results):
+        assert torch.equal(result.scores.loss_matrix, results[0].scores.loss_matrix)
+        written = files.read_yaml(tmp_path / str(i) / "config.yaml")["transfer"]
+        assert isinstance(written, list)
+        again = kinfold.fit(MLP, rows(), transfer=written, **SMALL)
+        assert torch.equal(again.scores.loss_matrix, results[0].scores.loss_matrix)
+    events = [event for event in results[0].history if event["event"] == "transfer"]
+    assert {event["rule"] for event in events} == {"teach+papa"}
+    assert {move["form"] for event in events for move in event["transfers"]} == {"teach", "mix"}
+    by_name = kinfold.fit(MLP, rows(), transfer="teach+papa", out=tmp_path / "run", **SMALL)
+    assert by_name.config["transfer"] == "teach+papa"
+    assert kinfold.fit(MLP, rows(), transfer="teach+papa", out=tmp_path / "run", resume=True, **SMALL).epochs_run == 3
+    alone = kinfold.fit(MLP, rows(), transfer="teach", **SMALL)
+    assert not torch.equal(results[0].scores.loss_matrix, alone.scores.loss_matrix)
+    assert torch.equal(kinfold.fit(MLP, rows(), transfer=["teach"], **SMALL).scores.matrix, alone.scores.matrix)
+
+
 def test_own_loss_metric_and_splits() -> None:
     x, y = rows()
 
@@ -215,8 +239,8 @@ class Diverges(nn.Linear):
 
 
 @pytest.mark.parametrize("engine", ["sequential", "vectorised"])
-@pytest.mark.parametrize("transfer", ["none", "amto", "teach"])
-def test_a_task_that_diverges_does_not_harm_the_others(engine: str, transfer: str) -> None:
+@pytest.mark.parametrize("transfer", ["none", "amto", "teach", "teach-out-of-fold", PAPA(steps=2), PAPAAll(period=1)])
+def test_a_task_that_diverges_does_not_harm_the_others(engine: str, transfer: Any) -> None:
     make, settings = partial(Diverges, False), {**SMALL, "tasks": 5, "epochs": 4, "start": "independent"}
     result = kinfold.fit(make, rows(), engine=engine, transfer=transfer, **settings)
     losses = [event["loss"] for event in result.history if event["event"] == "period"]
@@ -251,6 +275,11 @@ def test_all_tasks_diverging_is_an_error(tmp_path: Path) -> None:
         ({"transfer": "amtoo"}, "transfer: unknown name 'amtoo'"),
         ({"transfer": {"name": "amto", "period": 0}}, "period is 0"),
         ({"transfer": 3}, "transfer: is a int; give a rule"),
+        ({"transfer": "teach+papaa"}, "transfer: unknown name 'papaa', did you mean 'papa'"),
+        ({"transfer": ["teach", 3]}, "transfer: is a int; give a rule"),
+        ({"transfer": ["teach", {"name": "papa", "alpha": 2}]}, "transfer: papa: alpha is 2"),
+        ({"transfer": "amto+papa-all"}, "together: 'amto' and 'papa-all' both propose parameters"),
+        ({"transfer": []}, "together: rules has 0; give two or more"),
         ({"methods": ["mixupp"]}, "methods: unknown name 'mixupp'"),
         ({"methods": [3]}, "methods: 3 is not a method"),
         ({"methods": ["crop_flip_cutout"]}, "this method is for images"),

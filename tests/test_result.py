@@ -22,7 +22,7 @@ MLP = {"name": "mlp", "hidden": [8], "batch_norm": True}
 KEYS = {
     "": {
         *("version", "seed", "engine", "device", "precision", "data", "model", "tasks", "epochs_run", "stopped"),
-        *("selected", "scores", "estimate", "transfers", "cost"),
+        *("selected", "contenders", "scores", "estimate", "transfers", "cost"),
     },
     "selected": {"kind", "task", "criterion", "score"},
     "scores": {"metric", "matrix", "loss_matrix", "own", "exposed"},

@@ -1,5 +1,6 @@
 """A run that was stopped and went on ends, bit for bit, where the uninterrupted run ended."""
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import kinfold
 from kinfold import files
 from kinfold.errors import InputError
 from kinfold.methods.base import Batch, Inner, Method, Model, Params, State, ValueAndGrad
-from kinfold.transfer import AMTO, Cross, Mix, Plan, Restart, Rule, Tune, View
+from kinfold.transfer import AMTO, PAPA, RULES, Cross, Mix, Plan, Restart, Rule, TeachRule, Together, Tune, View
 
 EPOCHS = 4
 MLP = {"name": "mlp", "hidden": [8], "batch_norm": True}
@@ -97,10 +98,18 @@ class Stirs(Rule):
         return Plan(changes, moments=self.moments), {"turn": state["turn"] + 1}
 
 
+def often(rule: Rule) -> Rule:
+    """The rule, with transfer points between any two places where a run is stopped."""
+    own = {field.name for field in dataclasses.fields(rule)}
+    name, value = ("period", 1) if rule.steps is None else ("steps", 2)
+    return dataclasses.replace(rule, **{name: value}) if name in own else rule
+
+
 CASES: dict[str, dict[str, Any]] = {
+    **{name: {"transfer": often(make()), "optimizer": ADAM} for name, make in RULES.items()},
+    "together": {"transfer": Together((EAGER, TeachRule(), PAPA(steps=2)))},
     "amto": {"transfer": EAGER},
     "amto, unexposed": {"transfer": AMTO(rows="unexposed", min_rows=3), "optimizer": ADAM},
-    "teach": {"transfer": "teach"},
     "stirred": {"transfer": Stirs(), "optimizer": ADAM},
     "stirred, moments reset": {"transfer": Stirs("reset"), "optimizer": ADAM},
     "stirred, momentum": {"transfer": Stirs("reset")},

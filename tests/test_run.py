@@ -62,7 +62,13 @@ class Scripted(Engine):
     def steps(self, period: int) -> Tensor:
         return torch.full((len(self.accepted),), 4)
 
-    def losses(self, rows: Tensor) -> Tensor:
+    def sound(self, best: bool = False) -> Tensor:
+        return torch.ones(len(self.accepted), dtype=torch.bool)
+
+    def method_states(self) -> list[dict[str, Tensor]]:
+        return []
+
+    def losses(self, rows: Tensor, best: bool = False) -> Tensor:
         self.calls.append("losses")
         return torch.zeros(len(self.accepted), len(rows))
 
@@ -253,4 +259,4 @@ def test_steps_are_counted_through_all_periods() -> None:
     ]
     assert lines == [(1, 1), (2, 1), (3, 2)]
     assert progress.proposed == progress.accepted == int(progress.by_pair[0, 1]) == 4
-    assert [event["event"] for event in heard if event["period"] == 1] == ["transfer", "period"]
+    assert [event["event"] for event in heard if event["period"] == 1] == ["period", "transfer"]

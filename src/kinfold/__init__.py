@@ -20,11 +20,13 @@ from kinfold._version import __version__
 from kinfold.errors import InputError, RunError
 
 if TYPE_CHECKING:
+    from kinfold.comparing import compare
     from kinfold.fitting import fit
     from kinfold.result import Result, load
     from kinfold.tasks.objective import Metric
 
 _LAZY = {
+    "compare": "kinfold.comparing",
     "fit": "kinfold.fitting",
     "load": "kinfold.result",
     "Result": "kinfold.result",
@@ -46,4 +48,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'kinfold' has no attribute {name!r}") from None
 
 
-__all__ = ["InputError", "Metric", "Result", "RunError", "__version__", "fit", "load"]
+__all__ = ["InputError", "Metric", "Result", "RunError", "__version__", "compare", "fit", "load"]

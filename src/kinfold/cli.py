@@ -93,7 +93,8 @@ KEYS: Mapping[str, Key] = {
         _Part | None, "METRIC", "accuracy, r2, package.module:function, or the class of a torchmetrics object"
     ),
     "splits": Key(_Part | None, "KIND|FILE", "stratified, shuffle, kfold, grouped, ordered, or a saved file"),
-    "transfer": Key(_Part, "RULE", "amto, teach or none; '{name: amto, period: 2}'"),
+    "transfer": Key(_Parts, "RULE", "distil, amto, teach, papa … or none; teach+papa; '{name: amto, period: 2}'"),
+    "candidates": Key(_Parts, "WHAT", "soup, greedy-soup, ema or swa: what may be handed back besides a task's model"),
     "methods": Key(_Parts, "METHODS", "mixup, or '[mixup, {name: label_smoothing, epsilon: 0.1}]'"),
     "start": Key(str, "START", "independent or shared: whether all tasks start from the same parameters"),
     "better": Key(str, "WHAT", "metric or loss: what decides between two scores first"),
@@ -226,7 +227,8 @@ def _declare_train(parser: ArgumentParser) -> None:
 
 def _defaults() -> Json:
     """Returns the defaults of the keys: "auto" where a recipe may choose by the data, else those of `kinfold.fit`."""
-    from kinfold.fitting import BY_RECIPE, fit
+    from kinfold.assembling import BY_RECIPE
+    from kinfold.fitting import fit
 
     parameters = inspect.signature(fit).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -234,8 +236,9 @@ def _defaults() -> Json:
 
 
 def _train(given: Given) -> str:
+    from kinfold.assembling import BY_RECIPE
     from kinfold.files import jsonable
-    from kinfold.fitting import BY_RECIPE, fit
+    from kinfold.fitting import fit
 
     if given["resume"] and given["out"] is None:
         raise InputError("resume: the run directory is not named; give --out DIR.")

@@ -1,25 +1,51 @@
-"""After the loop: score every best snapshot on every validation set, pick one, estimate it on the sealed rows, once.
+"""After the loop: score every candidate on every validation set, pick one, estimate it on the sealed rows, once.
 
-Legend: T tasks, N rows, n some of them, C classes or outputs.
+Legend: T tasks, K candidates, N rows, n some of them, C classes or outputs.
 """
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
+from kinfold.candidates import Candidate, Finished, Kind
 from kinfold.data.base import Dataset, Encoder, Label
 from kinfold.engines import Engine, Job
-from kinfold.result import Result, Scores, Selected, Target, Transfers, model_outputs
-from kinfold.run import Event, Progress
+from kinfold.result import Contender, Result, Scores, Selected, Target, Transfers, model_outputs
+from kinfold.run import Event, Listener, Progress, open_targets
 from kinfold.selection import Estimate, estimate, exposed_share, overall, select
 from kinfold.splits import Splits
-from kinfold.tasks.objective import Objective
+from kinfold.student import Student, epochs_done, epochs_within, train_student
+from kinfold.tasks.objective import Metric, Objective
+from kinfold.tasks.update import MakeScheduler
+from kinfold.transfer.base import Rule, View
+from kinfold.transfer.changes import Teach
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What is to come when the tasks have ended.
+
+    Attributes:
+        rule: the transfer rule, which may want a student.
+        candidates: what else may be handed back; their trackers are the last of the job's methods, in this order.
+        epochs: a task's part of the whole budget, in periods.
+        task_epochs: what of it the tasks may have.
+        scheduler: makes the schedule of a training of so many epochs, or None.
+    """
+
+    rule: Rule
+    candidates: tuple[Candidate, ...]
+    epochs: int
+    task_epochs: int
+    scheduler: Callable[[int], MakeScheduler | None]
 
 
 def finish(
@@ -30,22 +56,50 @@ def finish(
     dataset: Dataset,
     encoder: Encoder,
     *,
+    remaining: Remaining,
+    folder: Path | None,
     config: dict[str, Any],
     history: list[Event],
+    listen: Listener,
     stopped: str,
 ) -> Result:
-    """Scores every best snapshot on every validation set, picks one, and estimates it on the sealed rows, once."""
+    """Trains the student if there is to be one, scores every candidate, picks one, and estimates it.
+
+    `folder` is where the student's checkpoints are kept, or None. Of wall-clock time the result has only what was
+    spent on the student before the run was resumed: the rest is the caller's to add.
+    """
     criterion = str(config["criterion"])
+    unsealed = torch.from_numpy(~splits.sealed)
     matrix, losses = _score_matrix(engine, job)
-    task = select(matrix, losses, criterion, job.better)
+    picks = [
+        _Pick("task", "task", (t,), None, progress.best_exposed[t], matrix[t], losses[t]) for t in range(job.tasks)
+    ]
+    picks += _built(engine, job, progress, remaining.candidates, unsealed, criterion)
+    metrics, all_losses = (torch.stack([getattr(pick, name) for pick in picks]) for name in ("metric", "loss"))
+    pick = picks[select(metrics, all_losses, criterion, job.better)]
+    student = _student(engine, job, progress, remaining, unsealed, listen, folder)
+    if student is not None:
+        # Handed back whatever the others score: it has seen every unsealed row, so none is left to compare it on.
+        exposed = unsealed | progress.best_exposed.any(0)
+        pick = _Pick(
+            "distilled", "distilled", tuple(range(job.tasks)), student.model, exposed, *_scores_of(student.model, job)
+        )
+        picks.append(pick)
     metric = job.objective.metric
     shown = matrix if metric.higher_is_better else -matrix
-    score = float(overall(matrix, criterion)[task])
-    model = engine.export(task)
-    visits = engine.visits()
+    model = engine.export(pick.members[0]) if pick.model is None else pick.model
+    visits = engine.visits() + (0 if student is None else student.visits)
+    train_seconds = progress.train_seconds + (0.0 if student is None else student.seconds)
+    contenders = tuple(_contender(one, criterion, metric, unsealed) for one in picks)
     return Result(
         model=model,
-        selected=Selected("task", task, criterion, -score if criterion == "rank" else metric.oriented(score)),
+        selected=Selected(
+            pick.kind,
+            pick.members[0] if pick.kind in ("task", "average") else None,
+            criterion,
+            contenders[picks.index(pick)].score,
+        ),
+        contenders=contenders,
         scores=Scores(
             metric=metric.name,
             matrix=shown,
@@ -53,15 +107,15 @@ def finish(
             own=shown.diagonal().clone(),
             exposed=exposed_share(progress.best_exposed, job.validation),
         ),
-        estimate=_estimate(model, job, splits, dataset, progress.best_exposed[task]),
+        estimate=_estimate(model, job, splits, dataset, pick.exposed),
         transfers=Transfers(progress.proposed, progress.accepted, progress.by_pair),
         history=history,
         cost={
-            "wall_seconds": progress.wall_seconds,
-            "train_seconds": progress.train_seconds,
+            "wall_seconds": 0.0 if student is None else student.earlier_seconds,
+            "train_seconds": train_seconds,
             "transfer_seconds": progress.transfer_seconds,
             "sample_visits": visits,
-            "samples_per_second": visits / progress.train_seconds if progress.train_seconds else 0.0,
+            "samples_per_second": visits / train_seconds if train_seconds else 0.0,
             "peak_memory_bytes": _peak_memory(job.device),
         },
         config=config,
@@ -75,16 +129,129 @@ def finish(
     )
 
 
-def _score_matrix(engine: Engine, job: Job) -> tuple[Float[Tensor, "T T"], Float[Tensor, "T T"]]:
-    """Returns (metric, oriented so that higher is better; loss) of model t on validation set j."""
+@dataclass(frozen=True, eq=False)
+class _Pick:
+    """One model that may be handed back; `model` is None for a task's, which is exported only if picked."""
+
+    kind: Kind
+    name: str
+    members: tuple[int, ...]
+    model: nn.Module | None
+    exposed: Bool[Tensor, " N"]
+    metric: Float[Tensor, " T"]
+    loss: Float[Tensor, " T"]
+
+
+def _contender(pick: _Pick, criterion: str, metric: Metric, unsealed: Bool[Tensor, " N"]) -> Contender:
+    score = float(overall(pick.metric[None], criterion)[0]) if criterion != "rank" else math.nan
+    exposed = float(pick.exposed[unsealed].double().mean())
+    return Contender(pick.kind, pick.name, pick.members, metric.oriented(score), exposed)
+
+
+def _built(
+    engine: Engine,
+    job: Job,
+    progress: Progress,
+    candidates: tuple[Candidate, ...],
+    unsealed: Bool[Tensor, " N"],
+    criterion: str,
+) -> list[_Pick]:
+    """The soups and averages that were asked for, scored like the tasks' own models."""
+    if not candidates:
+        return []
+    members = tuple(engine.export(t) for t in range(job.tasks))
+    finished = Finished(
+        job, progress, unsealed, members, lambda model: float(overall(_scores_of(model, job)[0][None], criterion)[0])
+    )
+    states = engine.method_states()
+    tracking = [candidate for candidate in candidates if candidate.tracker(1) is not None]
+    watched = dict(zip(tracking, states[len(states) - len(tracking) :], strict=True))
+    return [
+        _Pick(made.kind, candidate.name, made.members, made.model, made.exposed, *_scores_of(made.model, job))
+        for candidate in candidates
+        for made in candidate.build(finished, watched.get(candidate, {}))
+    ]
+
+
+def _student(
+    engine: Engine,
+    job: Job,
+    progress: Progress,
+    remaining: Remaining,
+    unsealed: Bool[Tensor, " N"],
+    listen: Listener,
+    folder: Path | None,
+) -> Student | None:
+    """The model trained on all unsealed rows with what the rule left of the budget."""
+    rule = remaining.rule
+    if not rule.share or job.tasks == 1:
+        return None
+    rows = int(unsealed.sum())
+    visits = engine.visits() // progress.period * (remaining.epochs - remaining.task_epochs)
+    epochs = epochs_within(visits, rows, job.batch_size)
+    view = View(
+        period=progress.period,
+        epochs=remaining.task_epochs,
+        metric=progress.best[:, 0],
+        loss=progress.best[:, 1],
+        train_loss=torch.full_like(progress.best[:, 0], math.nan),
+        sound=engine.sound(best=True),
+        improved=torch.zeros(job.tasks, dtype=torch.bool),
+        validation=job.validation,
+        exposed=progress.best_exposed,
+        unsealed=unsealed,
+        targets=open_targets(job, unsealed),
+        options=engine.options(),
+        classes=job.objective.classes,
+        predict=partial(engine.predict, best=True) if "predictions" in rule.needs else None,
+        losses=partial(engine.losses, best=True) if "losses" in rule.needs else None,
+    )
+    lesson = rule.graduate(view, progress.rule)
+    teach = None
+    if lesson is not None:
+        nobody = torch.zeros(1, 1, dtype=torch.bool)  # the student is no task; what it is exposed to is said above
+        unlabelled = torch.zeros_like(unsealed)[None]
+        teach = Teach(lesson.targets[None], lesson.weight[None], nobody, unlabelled, lesson.temperature)
+        if lesson.note is not None and not epochs_done(folder):
+            listen({"event": "note", "period": progress.period + 1, "message": lesson.note})
+    trackers = sum(candidate.tracker(1) is not None for candidate in remaining.candidates)
+    return train_student(
+        replace(job, methods=job.methods[: len(job.methods) - trackers]),
+        unsealed,
+        epochs=epochs,
+        scheduler=remaining.scheduler(epochs),
+        lesson=teach,
+        after=progress.period,
+        listen=listen,
+        checkpoints=folder,
+    )
+
+
+def _scores_of(model: nn.Module, job: Job) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+    """One model's (metric, oriented so that higher is better; loss) on every validation set."""
     rows = job.validation.any(0).nonzero().flatten()
-    outputs = engine.predict(rows, best=True)
-    matrices = torch.full((2, job.tasks, job.tasks), math.nan, dtype=torch.float64)
+    outputs = model_outputs(model.to(job.device), job.inputs, rows)
+    model.cpu()
+    metric, loss = _on_all_sets(outputs[None], rows, job)
+    return metric[0], loss[0]
+
+
+def _score_matrix(engine: Engine, job: Job) -> tuple[Float[Tensor, "T T"], Float[Tensor, "T T"]]:
+    """Every task's best snapshot on every validation set."""
+    rows = job.validation.any(0).nonzero().flatten()
+    return _on_all_sets(engine.predict(rows, best=True), rows, job)
+
+
+def _on_all_sets(
+    outputs: Float[Tensor, "K m C"], rows: Int64[Tensor, " m"], job: Job
+) -> tuple[Float[Tensor, "K T"], Float[Tensor, "K T"]]:
+    """Returns (metric, oriented so that higher is better; loss) of outputs k on validation set j."""
+    matrices = torch.full((2, len(outputs), job.tasks), math.nan, dtype=torch.float64)
     for j, validation in enumerate(job.validation):
         mine = validation[rows]
-        for t in range(job.tasks):
-            pair = job.objective.score(outputs[t, mine], job.targets[rows[mine]])
-            matrices[:, t, j] = torch.tensor(pair, dtype=torch.float64)
+        for k, output in enumerate(outputs):
+            pair = job.objective.score(output[mine], job.targets[rows[mine]])
+            matrices[:, k, j] = torch.tensor(pair, dtype=torch.float64)
     return matrices[0], matrices[1]
 
 

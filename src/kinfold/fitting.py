@@ -4,47 +4,35 @@ Nothing is written before everything has been checked, so bad input leaves nothi
 """
 
 import copy
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from kinfold import files
+from kinfold.assembling import Assembled, Auto, Prepared, assemble, check, configuration, is_auto
+from kinfold.candidates import Candidate
 from kinfold.checkpoint import Checkpoints
-from kinfold.config import describe, resolve
-from kinfold.data import read
-from kinfold.data.base import Dataset, Encoder
-from kinfold.engines import Job, Precision, choose_engine
-from kinfold.errors import InputError, unknown
+from kinfold.engines import Engine, Precision, choose_engine
+from kinfold.errors import InputError
 from kinfold.finishing import finish
-from kinfold.methods import METHODS, Method
-from kinfold.models import Rescaled, StandardisedMSE, factory, moments
-from kinfold.parts import LOSSES, METRICS, optimizer_maker, scheduler_maker
-from kinfold.recipes import recipe
+from kinfold.methods import Method
 from kinfold.report import write_report
 from kinfold.result import Result, load, write_start
 from kinfold.run import Event, Listener, Progress, run
-from kinfold.selection import CRITERIA
-from kinfold.splits import Finding, Splits, audit, draw_splits, load_splits
-from kinfold.splits.base import RowInfo
-from kinfold.tasks.objective import LossFunction, Objective, make_objective
+from kinfold.splits import Splits, load_splits
+from kinfold.student import epochs_done
+from kinfold.tasks.objective import LossFunction
 from kinfold.tasks.update import MakeOptimizer, MakeScheduler
 from kinfold.tracking.history import HistoryFile
-from kinfold.transfer import RULES, Rule
+from kinfold.transfer import Rule
 
 _LOG = logging.getLogger("kinfold")
-
-Auto: TypeAlias = Literal["auto"]
-BY_RECIPE = ("model", "optimizer", "scheduler", "methods", "batch_size", "epochs", "clip_norm")
-"""The arguments of `fit` that may be "auto"."""
 
 
 def fit(
@@ -66,8 +54,9 @@ def fit(
     loss: LossFunction | str | Mapping[str, Any] | None = None,
     metric: Any = None,
     splits: Any = None,
-    transfer: Rule | str | Mapping[str, Any] = "amto",
+    transfer: Rule | str | Mapping[str, Any] | Sequence[Rule | str | Mapping[str, Any]] = "amto",
     methods: Method | str | Mapping[str, Any] | Iterable[Method | str | Mapping[str, Any]] = (),
+    candidates: Candidate | str | Mapping[str, Any] | Iterable[Candidate | str | Mapping[str, Any]] = (),
     start: Literal["independent", "shared"] = "shared",
     better: Literal["metric", "loss"] = "metric",
     criterion: str = "mean",
@@ -110,8 +99,11 @@ def fit(
             `kinfold.Metric`. Default accuracy, or R².
         splits: how to split: `stratified`, `shuffle`, `kfold`, `grouped`, `ordered`, a saved file, a scikit-learn
             splitter … (see `kinfold.splits.resolve`).
-        transfer: what tasks learn from each other: `amto`, `teach`, `none`, or a rule.
+        transfer: what tasks learn from each other: `amto`, `teach`, `none`, or a rule. Several act together as
+            `teach+papa`, or as a list: `["teach", {"name": "papa", "alpha": 0.98}]`.
         methods: training methods, one or several in order: `label_smoothing`, `mixup`, `crop_flip_cutout`, or objects.
+        candidates: what may be handed back besides the tasks' own models, one or several: `soup`, `greedy-soup`,
+            `ema`, `swa`, or objects. Picked, like these, by the scores on all validation sets.
         start: whether a factory is called once for all tasks (`shared`), or once a task (`independent`). Blends
             of independently initialised networks lie in high-loss regions; from a shared start they work.
         better: what decides between two scores first, the `metric` or the `loss`; the other breaks ties.
@@ -141,181 +133,90 @@ def fit(
         >>> result.scores.matrix.shape, result.estimate.rows
         (torch.Size([3, 3]), 15)
     """
-    config: dict[str, Any] = describe(
-        {name: value for name, value in locals().items() if name not in ("out", "resume", "listen")}
-    )
-    if not isinstance(data, (str, Path)):
-        config["data"] = f"<{type(data).__qualname__}>"  # not the rows themselves, which lists would spell out
-    _check_whole(tasks=tasks, accumulate=accumulate, patience=patience, epochs=epochs, batch_size=batch_size)
-    _check_choices(start=start, better=better, criterion=criterion, precision=precision)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise InputError(f"seed: is {seed!r}; give a whole number.")
+    given = {name: value for name, value in locals().items() if name not in ("out", "resume", "listen")}
+    check(given)
     folder = None if out is None or callable(out) else Path(out)
-    finished = _check_folder(folder, config, resume)
+    finished = _check_folder(folder, configuration(given), resume)
     if finished and folder is not None:
         if not (folder / "report.html").exists():  # killed before its last file
             write_report(folder)
         return load(folder, _structure(model))
-
     began = time.perf_counter()
-    rule = resolve("transfer", transfer, RULES)
-    if not isinstance(rule, Rule):
-        raise InputError(f"transfer: is a {type(rule).__name__}; give a rule, or one of {', '.join(sorted(RULES))}.")
-    dataset = read(data, target=target, groups=groups, times=times, kind=kind)
-    prepared = _prepare(dataset, splits, tasks, val_fraction, holdout, seed)
-    told: list[Event] = [{"event": "finding", **asdict(finding)} for finding in prepared.findings]
-    given = {name: value for name, value in locals().items() if name in BY_RECIPE}
-    if any(_is_auto(value) for value in given.values()):
-        chosen = _by_recipe(given, prepared)
-        given |= chosen
-        config |= describe(chosen)
-        told.append({"event": "note", "message": _recipe_line(dataset, config)})
+    assembled = assemble(given)
     if callable(out):
-        folder = Path(out(config))
-        _check_folder(folder, config, resume=False)
-    where = _device(device)
-    structure, objective = _objective(given["model"], prepared, loss, metric, where, precision)
-    job = Job(
-        model=structure,
-        inputs=prepared.encoder.encode(dataset.features),
-        targets=dataset.target.values,
-        train=torch.from_numpy(prepared.splits.train),
-        validation=torch.from_numpy(prepared.splits.validation),
-        objective=objective,
-        optimizer=optimizer_maker(given["optimizer"]),
-        scheduler=scheduler_maker(given["scheduler"], given["epochs"]),
-        methods=_methods(given["methods"]),
-        batch_size=int(given["batch_size"]),
-        accumulate=accumulate,
-        clip_norm=_clip_norm(given["clip_norm"]),
-        shared_start=start == "shared",
-        better=better,
-        seed=int(seed),
-        device=where,
-        precision=precision,
-    )
-    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints")
-    saved = None if checkpoints is None or not resume else checkpoints.latest()
-    if saved is not None and folder is not None:
-        _check_data(prepared, saved[1]["run"]["data"], folder)
-    if where.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(where)
-    started, note = choose_engine(engine if saved is None else saved[1]["engine_name"], job)
-    if note is not None:
-        told.append({"event": "note", "message": note})
-    progress = Progress.start(job, rule, prepared.fingerprint) if saved is None else Progress.load(started, *saved)
-    if folder is not None:
-        _open(folder, config, prepared.splits, fresh=saved is None)
-    history = _History(folder, None if saved is None else progress.period, listen)
-    if saved is None:
-        for event in told:
-            history(event)
-    preparing = time.perf_counter() - began
-    stopped = run(
-        started,
-        job,
-        rule,
-        progress,
-        epochs=int(given["epochs"]),
-        patience=patience,
-        unsealed=torch.from_numpy(~prepared.splits.sealed),
-        listen=history,
-        checkpoints=checkpoints,
-    )
-    finishing = time.perf_counter()
-    result = finish(
-        started,
-        job,
-        progress,
-        prepared.splits,
-        dataset,
-        prepared.encoder,
-        config=config,
-        history=history.events,
-        stopped=stopped,
-    )
-    result.cost["wall_seconds"] = progress.wall_seconds + preparing + time.perf_counter() - finishing
+        folder = Path(out(assembled.config))
+        _check_folder(folder, assembled.config, resume=False)
+    result, _ = carry_out(assembled, patience=patience, engine=engine, folder=folder, resume=resume, listen=listen)
+    result.cost["wall_seconds"] += time.perf_counter() - began
     if folder is not None:
         result.write_end(folder)
     return result
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """The data, split and encoded, before anything is said of how to train."""
+def carry_out(
+    assembled: Assembled,
+    *,
+    patience: int | None,
+    engine: str,
+    folder: Path | None = None,
+    resume: bool = False,
+    listen: Listener | None = None,
+) -> tuple[Result, Engine]:
+    """Trains what was assembled; returns the result and the engine, with every task's model.
 
-    dataset: Dataset
-    splits: Splits
-    findings: list[Finding]
-    encoder: Encoder
-    fingerprint: str
-
-
-def _prepare(
-    dataset: Dataset, splits: Any, tasks: int, val_fraction: float | int, holdout: float | int, seed: int
-) -> _Prepared:
-    info = RowInfo(
-        dataset.target.values.numpy(),
-        None if dataset.target.labels is None else len(dataset.target.labels),
-        dataset.groups,
-        dataset.times,
-        dataset.target.labels,
+    Args:
+        assembled: the run.
+        patience: as in `fit`.
+        engine: likewise.
+        folder: run directory, checked already, or None.
+        resume: whether to go on from the checkpoints there.
+        listen: as in `fit`.
+    """
+    job, prepared, rule = assembled.job, assembled.prepared, assembled.remaining.rule
+    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints")
+    saved = None if checkpoints is None or not resume else checkpoints.latest()
+    if saved is not None and folder is not None:
+        _check_data(prepared, saved[1]["run"]["data"], folder)
+    if job.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(job.device)
+    started, note = choose_engine(engine if saved is None else saved[1]["engine_name"], job)
+    told = assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]
+    progress = Progress.start(job, rule, prepared.fingerprint) if saved is None else Progress.load(started, *saved)
+    earlier = progress.wall_seconds
+    if folder is not None:
+        _open(folder, assembled.config, prepared.splits, fresh=saved is None)
+    student_folder = None if folder is None else folder / "checkpoints" / "student"
+    history = _History(folder, None if saved is None else progress.period + epochs_done(student_folder), listen)
+    if saved is None:
+        for event in told:
+            history(event)
+    stopped = run(
+        started,
+        job,
+        rule,
+        progress,
+        epochs=assembled.remaining.task_epochs,
+        patience=patience,
+        unsealed=torch.from_numpy(~prepared.splits.sealed),
+        listen=history,
+        checkpoints=checkpoints,
     )
-    drawn = draw_splits(info, splits, tasks=int(tasks), val_fraction=val_fraction, holdout=holdout, seed=int(seed))
-    hashes = dataset.fingerprints()
-    whole = hashlib.sha256(hashes.tobytes() + dataset.target.values.numpy().tobytes())
-    encoder = dataset.fit(np.flatnonzero(~drawn.sealed))
-    return _Prepared(dataset, drawn, audit(drawn, info, hashes), encoder, whole.hexdigest())
-
-
-def _is_auto(value: object) -> bool:
-    return isinstance(value, str) and value == "auto"
-
-
-def _by_recipe(given: Mapping[str, Any], prepared: _Prepared) -> dict[str, Any]:
-    """Returns what stands for each "auto"."""
-    dataset = prepared.dataset
-    rows = int((~prepared.splits.sealed).sum())
-    chosen = recipe(dataset.form, dataset.target.kind, rows, prepared.encoder.input_shape)
-    parts = {name: getattr(chosen, name) for name, value in given.items() if _is_auto(value)}
-    return {
-        name: part["name"] if isinstance(part, Mapping) and len(part) == 1 else part for name, part in parts.items()
-    }
-
-
-def _recipe_line(dataset: Dataset, config: Mapping[str, Any]) -> str:
-    said = ", ".join(f"{name} {files.json_line(config[name])}" for name in BY_RECIPE if config[name] is not None)
-    return f"recipe for {dataset.form} data: {said}"
-
-
-def _methods(spec: Any) -> tuple[Method, ...]:
-    several = (spec,) if isinstance(spec, (str, Mapping, Method)) else spec
-    chain = tuple(resolve("methods", method, METHODS) for method in several)
-    for method in chain:
-        if not isinstance(method, Method):
-            raise InputError(f"methods: {method!r} is not a method; give one of {', '.join(sorted(METHODS))}.")
-    return chain
-
-
-def _clip_norm(value: float | int | None) -> float | int | None:
-    if value is not None and not value > 0:
-        raise InputError(f"clip_norm: is {value}; give a positive number, or None for no clipping.")
-    return value
-
-
-def _objective(
-    model: Any, prepared: _Prepared, loss: Any, metric: Any, device: torch.device, precision: Precision
-) -> tuple[nn.Module | Callable[[], nn.Module], Objective]:
-    """Returns the network and what it minimises; both in the target's standard units where the format says so."""
-    dataset, encoder = prepared.dataset, prepared.encoder
-    structure, given_loss = _model(model, encoder, dataset), resolve("loss", loss, LOSSES)
-    if dataset.standardised and dataset.target.kind == "regression" and given_loss is None:
-        # Fitted on the unsealed rows, like every scaler.
-        mean, scale = moments(dataset.target.values[torch.from_numpy(~prepared.splits.sealed)])
-        structure, given_loss = _rescaled(structure, mean, scale), StandardisedMSE(scale)
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    made = resolve("metric", metric, METRICS)
-    return structure, make_objective(dataset.target.kind, dataset.target.outputs, given_loss, made, device, dtype)
+    result = finish(
+        started,
+        job,
+        progress,
+        prepared.splits,
+        prepared.dataset,
+        prepared.encoder,
+        remaining=assembled.remaining,
+        folder=student_folder,
+        config=assembled.config,
+        history=history.events,
+        listen=history,
+        stopped=stopped,
+    )
+    result.cost["wall_seconds"] += earlier
+    return result, started
 
 
 def _open(folder: Path, config: dict[str, Any], splits: Splits, fresh: bool) -> None:
@@ -351,23 +252,6 @@ class _History:
             _LOG.warning("%s", event["message"])
 
 
-def _model(model: Any, encoder: Encoder, dataset: Dataset) -> nn.Module | Callable[[], nn.Module]:
-    if isinstance(model, (str, Mapping)):
-        return factory(model, encoder.input_shape, dataset.target.outputs, encoder.hints)
-    if not callable(model):
-        raise InputError(f"model: is a {type(model).__name__}; give an nn.Module, a factory of one, or a name.")
-    return model  # type: ignore[no-any-return]  # a module, or the user's factory
-
-
-def _rescaled(
-    model: nn.Module | Callable[[], nn.Module], mean: Float[Tensor, " K"], scale: Float[Tensor, " K"]
-) -> nn.Module | Callable[[], nn.Module]:
-    if isinstance(model, nn.Module):
-        return Rescaled(model, mean, scale)
-    make = model
-    return lambda: Rescaled(make(), mean, scale)
-
-
 def _structure(model: Any) -> nn.Module | None:
     """A module for `load` to fill, where the model cannot be rebuilt from the configuration."""
     if isinstance(model, nn.Module):
@@ -377,39 +261,6 @@ def _structure(model: Any) -> nn.Module | None:
     with torch.random.fork_rng([]):
         built: nn.Module = model()
     return built
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = " ".join(str(error).split())[:120]
-        raise InputError(f"device: {name!r} cannot be used here ({why}); try auto or cpu.") from None
-    return device
-
-
-def _check_whole(**counts: object) -> None:
-    for name, count in counts.items():
-        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
-        if count is not None and not _is_auto(count) and (not whole or count < 1):  # type: ignore[operator]
-            raise InputError(f"{name}: is {count!r}; give a whole number of at least 1.")
-
-
-_CHOICES: Mapping[str, Iterable[str]] = {
-    "start": ("independent", "shared"),
-    "better": ("metric", "loss"),
-    "criterion": CRITERIA,
-    "precision": ("float32", "bf16", "float64"),
-}
-
-
-def _check_choices(**chosen: str) -> None:
-    for name, value in chosen.items():
-        if value not in _CHOICES[name]:
-            raise unknown(name, value, _CHOICES[name])
 
 
 def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> bool:
@@ -430,7 +281,7 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
     if not isinstance(before, dict):
         raise InputError(f"resume: {folder / 'config.yaml'} is damaged; give another out.")
     for name, value in config.items():
-        if before.get(name) != value and not _is_auto(value):  # what was chosen for it is what the run has
+        if before.get(name) != value and not is_auto(value):  # what was chosen for it is what the run has
             raise InputError(
                 f"resume: {name} is {value!r}, and the run in {folder} has {before.get(name)!r}; "
                 "give the same, or another out."
@@ -438,7 +289,7 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
     return (folder / "result.json").exists()
 
 
-def _check_data(prepared: _Prepared, fingerprint: str, folder: Path) -> None:
+def _check_data(prepared: Prepared, fingerprint: str, folder: Path) -> None:
     before, drawn = load_splits(folder / "splits.safetensors"), prepared.splits
     masks = ("train", "validation", "sealed")
     if fingerprint != prepared.fingerprint or not all(

@@ -69,6 +69,26 @@ class Selected:
 
 
 @dataclass(frozen=True)
+class Contender:
+    """One model that might have been handed back.
+
+    Attributes:
+        kind: `task`, `soup`, `average` or `distilled`.
+        name: the candidate's, such as `greedy-soup`; else the kind again.
+        members: the tasks that are in it.
+        score: by the run's criterion over all validation sets; NaN for `rank`, which depends on the others. Of a
+            distilled model it says little, which has trained on these rows.
+        exposed: share of the unsealed rows that it, or anything it learned from, has trained on.
+    """
+
+    kind: str
+    name: str
+    members: tuple[int, ...]
+    score: float
+    exposed: float
+
+
+@dataclass(frozen=True)
 class Transfers:
     """How much knowledge moved.
 
@@ -107,6 +127,7 @@ class Result:
     Attributes:
         model: the selected model, in eval mode, on the CPU.
         selected: which one it is.
+        contenders: all that might have been it.
         scores: the score matrix.
         estimate: its score on the sealed rows, used this once; None with `holdout=0`: there is no clean estimate.
         transfers: how much knowledge moved.
@@ -124,6 +145,7 @@ class Result:
 
     model: nn.Module
     selected: Selected
+    contenders: tuple[Contender, ...]
     scores: Scores
     estimate: Estimate | None
     transfers: Transfers
@@ -185,6 +207,7 @@ class Result:
                 "epochs_run": self.epochs_run,
                 "stopped": self.stopped,
                 "selected": asdict(self.selected),
+                "contenders": [asdict(contender) for contender in self.contenders],
                 "scores": asdict(self.scores),
                 "estimate": None if self.estimate is None else asdict(self.estimate),
                 "transfers": asdict(self.transfers),
@@ -224,14 +247,14 @@ class Result:
 
 
 def model_outputs(model: nn.Module, inputs: Inputs, rows: Int64[Tensor, " m"]) -> Float[Tensor, "m C"]:
-    """Returns the outputs of one model in eval mode on the CPU, a chunk of rows at a time."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    inputs = inputs.to(torch.device("cpu"), dtype)
+    """Returns the outputs of one model in eval mode, where it is, a chunk of rows at a time; on the CPU."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    inputs, rows = inputs.to(first.device, first.dtype), rows.to(first.device)
     outputs = []
     with torch.no_grad():
         for chunk in torch.split(rows, _ROWS_AT_ONCE):
             x = inputs.rows(chunk)
-            outputs.append(model(*x) if isinstance(x, tuple) else model(x))
+            outputs.append((model(*x) if isinstance(x, tuple) else model(x)).cpu())
     whole = torch.cat(outputs)
     return whole[:, None] if whole.ndim == 1 else whole
 
@@ -284,6 +307,10 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Result:
         result = Result(
             model=_filled(model, tensors),
             selected=Selected(**{**said["selected"], "score": _number(said["selected"]["score"])}),
+            contenders=tuple(
+                Contender(one["kind"], one["name"], tuple(one["members"]), _number(one["score"]), one["exposed"])
+                for one in said["contenders"]
+            ),
             scores=Scores(scores["metric"], *(_matrix(scores[k]) for k in ("matrix", "loss_matrix", "own", "exposed"))),
             estimate=None if said["estimate"] is None else Estimate(**said["estimate"]),
             transfers=Transfers(transfers["proposed"], transfers["accepted"], torch.tensor(transfers["by_pair"])),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from kinfold import random
@@ -39,7 +39,7 @@ class Progress:
         best_exposed: [T, N] what the ledger said when the best snapshot was taken.
         rule: the transfer rule's state.
         scores: [T, 2] of the last period; NaN before the first.
-        steps: optimizer steps done, by the task with the most.
+        steps: batches done, by the task with the most.
         proposed: moves proposed so far.
         accepted: moves accepted so far.
         by_pair: [T, T] accepted moves, recipient by donor (a move from several donors counts for each).
@@ -161,6 +161,7 @@ def run(
                 "seconds": scored - began,
             }
         )
+        transfers.tell_of_period()
         told = time.perf_counter()
         last = progress.period == epochs or _worn_out(progress, patience)
         if job.tasks > 1 and not last and rule.due(progress.period, epochs):
@@ -208,6 +209,7 @@ class _Transfers:
     ):
         self._engine, self._job, self._rule, self._progress = engine, job, rule, progress
         self._epochs, self._unsealed, self._listen = epochs, unsealed, listen
+        self._inside: list[Event] = []
 
     def train_period(self) -> Float[Tensor, " T"]:
         """Trains for a period, with the transfers that lie inside it; returns each task's mean loss."""
@@ -231,8 +233,13 @@ class _Transfers:
                 nobody = torch.zeros(self._job.tasks, dtype=torch.bool)
                 moves += self._transfer(loss, nobody, step=last)[0]
                 progress.transfer_seconds += time.perf_counter() - began
-        self._tell(_summed(moves), None)
+        self._inside = _summed(moves)
         return total / counts
+
+    def tell_of_period(self) -> None:
+        """Tells of the transfers inside the period, once the period itself has been told of."""
+        self._tell(self._inside, None)
+        self._inside = []
 
     def at_period_end(self, train_loss: Float[Tensor, " T"], improved: Bool[Tensor, " T"]) -> None:
         """Plans and carries out what is due after a period."""
@@ -250,10 +257,12 @@ class _Transfers:
             metric=progress.scores[:, 0],
             loss=progress.scores[:, 1],
             train_loss=train_loss,
+            sound=engine.sound(),
             improved=improved,
             validation=job.validation,
             exposed=progress.ledger.exposed,
             unsealed=self._unsealed,
+            targets=open_targets(job, self._unsealed),
             options=engine.options(),
             step=step,
             classes=job.objective.classes,
@@ -285,6 +294,11 @@ class _Transfers:
         if moves or note is not None:
             event = {"event": "transfer", "period": self._progress.period, "rule": self._rule.name, "transfers": moves}
             self._listen(event if note is None else {**event, "note": note})
+
+
+def open_targets(job: Job, unsealed: Bool[Tensor, " N"]) -> Shaped[Tensor, "N *K"]:
+    """Returns the targets with those of sealed rows blanked."""
+    return torch.where(unsealed.view(-1, *[1] * (job.targets.ndim - 1)), job.targets, 0)
 
 
 def _summed(moves: list[Event]) -> list[Event]:

@@ -1,5 +1,6 @@
 """The engines agree: parameters, optimizer state, scores, plans and accepted transfers, in float64."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -16,7 +17,22 @@ from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.methods import CropFlipCutout, LabelSmoothing, Mixup
 from kinfold.methods.base import Batch, Inner, Method, Model, Params, State, ValueAndGrad
-from kinfold.transfer import AMTO, RULES, Cross, Mix, Plan, Restart, Rule, Tune, View
+from kinfold.transfer import (
+    AMTO,
+    PAPA,
+    RULES,
+    Cross,
+    ElasticRule,
+    Mix,
+    PAPAAll,
+    Plan,
+    Restart,
+    Rule,
+    TeachRule,
+    Together,
+    Tune,
+    View,
+)
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 EAGER = AMTO(p_low=1.0, p_high=1.0)  # tries at every transfer point
@@ -182,11 +198,54 @@ def test_engines_agree(lab: SimpleNamespace, name: str) -> None:
     assert one.progress.proposed > 0
 
 
-@pytest.mark.parametrize("rule", [make() for make in RULES.values()], ids=RULES)
+def often(rule: Rule) -> Rule:
+    """The rule, with transfer points as close as a run of a few short periods needs them."""
+    own = {field.name for field in dataclasses.fields(rule)}
+    name, value = ("period", 1) if rule.steps is None else ("steps", 3)
+    return dataclasses.replace(rule, **{name: value}) if name in own else rule
+
+
+OFTEN = {name: often(make()) for name, make in RULES.items()} | {
+    "teach+papa": Together((TeachRule(cool=2.0), PAPA(steps=3))),
+    "amto+teach": Together((EAGER, TeachRule(teachers="out-of-fold"))),
+    "papa-all, moments follow": PAPAAll(period=1, moments="follow"),
+    "papa-all, moments reset": PAPAAll(period=1, moments="reset"),
+}
+
+
+@pytest.mark.parametrize("rule", OFTEN.values(), ids=OFTEN)
 @pytest.mark.parametrize("optimizer", [ADAMW, partial(torch.optim.SGD, lr=0.1, momentum=0.9)], ids=["adamw", "sgd"])
 def test_engines_agree_under_every_rule(lab: SimpleNamespace, rule: Rule, optimizer: Any) -> None:
     job = lab.make_job(tasks=4, model=partial(lab.network, True), optimizer=optimizer, sizes=(44, 36, 25, 44))
     lab.assert_agree(lab.train(Sequential, job, rule), lab.train(Vectorised, job, rule))
+
+
+@pytest.mark.parametrize("make", [Sequential, Vectorised])
+def test_pulls_inside_periods_by_hand(lab: SimpleNamespace, make: Any) -> None:
+    """Three tasks of two parameters that do not learn: what moves them is the rule alone, every second of 8 steps."""
+    still = partial(torch.optim.SGD, lr=0.0)
+    model = partial(nn.Linear, 1, 2, bias=False)
+    changes = {"model": model, "regression": True, "inputs": TensorInputs(torch.ones(lab.N, 1)), "scheduler": None}
+    job = lab.make_job(optimizer=still, **changes)
+    start = make(job).stack.params["weight"].clone()
+    assert start.shape == (3, 2, 1)
+    mean = start.mean(0)
+    pulled = lab.train(make, job, PAPA(alpha=0.75, steps=2), epochs=2)
+    torch.testing.assert_close(pulled.engine.stack.params["weight"], mean + 0.75**4 * (start - mean))
+    assert pulled.progress.accepted == 4 * 3
+    assert [[move["times"] for move in e["transfers"]] for e in pulled.events if e["event"] == "transfer"] == [
+        [2] * 3
+    ] * 2
+
+    averaged = lab.train(make, job, PAPAAll(period=1), epochs=2)
+    torch.testing.assert_close(averaged.engine.stack.params["weight"], mean.expand(3, 2, 1))
+
+    elastic = lab.train(make, job, ElasticRule(beta=0.75, steps=2), epochs=2)
+    x, centre = start.clone(), mean
+    for _ in range(4):
+        x, centre = x - 0.25 * (x - centre), centre + 0.25 * (x - centre).sum(0)
+    torch.testing.assert_close(elastic.engine.stack.params["weight"], x)
+    torch.testing.assert_close(elastic.engine.state()[0]["centre/weight"], centre)
 
 
 @pytest.mark.parametrize("case", ["sgd", "adamw", "batch norm", "every stage", "frozen, apart"])

@@ -17,7 +17,24 @@ from kinfold.engines.vectorised import Vectorised
 from kinfold.methods.base import Method, Params, State
 from kinfold.tasks.order import Segment, row_orders
 from kinfold.tasks.state import export_module
-from kinfold.transfer import Cross, Mix, Plan, Restart, Teach, Tune
+from kinfold.transfer import (
+    MFEA,
+    MFEA2,
+    BinaryCross,
+    Cross,
+    Elastic,
+    Exchange,
+    Median,
+    MergeMedian,
+    Mix,
+    Plan,
+    Restart,
+    Rule,
+    Shuffle,
+    ShuffleRule,
+    Teach,
+    Tune,
+)
 
 ENGINES = pytest.mark.parametrize("make", [Sequential, Vectorised])
 NOBODY = torch.tensor([-1, -1, -1])
@@ -31,6 +48,20 @@ def onto(*donors: int) -> Mix:
 def crossed(source: list[int], rate: float = 0.5, unit: Any = "layer") -> Cross:
     rates = torch.full((len(source),), rate, dtype=torch.float64)
     return Cross(torch.tensor(source), rates, torch.arange(len(source)), unit)
+
+
+def doubles(*rates: float) -> Tensor:
+    return torch.tensor(rates, dtype=torch.float64)
+
+
+# Each leaves task 0 alone, but for the pull on the centre.
+MIXING = {
+    "binary": BinaryCross(torch.tensor([-1, 0, 1]), doubles(2.0, 2.0, 2.0), torch.arange(3)),
+    "median": Median(torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 0]], dtype=torch.bool)),
+    "elastic": Elastic(doubles(0.0, 0.5, 0.25), doubles(0.25, 0.25, 0.25)),
+    "shuffle": Shuffle(torch.tensor([False, True, True]), 0.5, 0.5, key=4),
+}
+MIXES = pytest.mark.parametrize("kind", MIXING)
 
 
 def ready(lab: SimpleNamespace, make: Any, batch_norm: bool = False, **changes: Any) -> LocalEngine:
@@ -167,13 +198,15 @@ def test_buffers_of_a_copy(lab: SimpleNamespace, make: Any, carry: Any) -> None:
 
 
 @ENGINES
-@pytest.mark.parametrize("change", [onto(0, 0, 0), "blend", "cross"])
+@pytest.mark.parametrize("change", [onto(0, 0, 0), "blend", "cross", *MIXING])
 def test_statistics_of_a_mixture_are_measured_anew(lab: SimpleNamespace, make: Any, change: Any) -> None:
     engine = ready(lab, make, batch_norm=True)
     if change == "blend":
         change = Mix(torch.tensor([[1.0, 0, 0], [0.4, 0.6, 0], [0, 0.5, 0.5]], dtype=torch.float64))
     elif change == "cross":
         change = crossed([-1, 0, 1])
+    elif isinstance(change, str):
+        change = MIXING[change]
     old = {name: value.clone() for name, value in engine.stack.buffers.items()}
     engine.apply(Plan((change,)), period=2)
     assert torch.equal(engine.stack.buffers["1.running_mean"][0], old["1.running_mean"][0])
@@ -342,3 +375,148 @@ def test_visits_are_rows_trained_on(lab: SimpleNamespace) -> None:
     job = dataclasses.replace(lab.make_job(sizes=(44, 7, 23)))
     for make in (Sequential, Vectorised):
         assert lab.train(make, job, epochs=2).engine.visits() == 2 * (40 + 7 + 20)
+
+
+def expected_of(kind: str, name: str, old: Tensor) -> Tensor:
+    """What the plan's change makes of one stacked tensor, by formulas on plain numbers."""
+    after = old.clone()
+    if kind == "median":
+        after[1], after[2] = old.median(0).values, (old[0] + old[1]) / 2
+    elif kind == "elastic":
+        for t, rate in ((1, 0.5), (2, 0.25)):
+            after[t] = old[t] - rate * (old[t] - old.mean(0))
+    elif kind == "binary":
+        for t in (1, 2):
+            key = random.fold_in(torch.tensor(t), random.seed_of(name))
+            u = random.uniform(key, old.shape[1:], torch.float64)
+            beta = torch.where(u <= 0.5, 2 * u, 1 / (2 - 2 * u)) ** (1 / 3)
+            after[t] = ((1 + beta) * old[t] + (1 - beta) * old[t - 1]) / 2
+    return after
+
+
+@ENGINES
+@MIXES
+def test_mixtures_of_the_engines(lab: SimpleNamespace, make: Any, kind: str) -> None:
+    engine = ready(lab, make)
+    old = {name: value.clone() for name, value in engine.stack.params.items()}
+    outcome = engine.apply(Plan((MIXING[kind],)), period=2)
+    assert outcome.accepted.tolist() == [False, True, True]
+    for name, value in engine.stack.params.items():
+        if kind == "shuffle":
+            assert torch.equal(value[0], old[name][0])
+            assert torch.equal(value[1:].sort(0).values, old[name][1:].sort(0).values)
+        else:
+            torch.testing.assert_close(value, expected_of(kind, name, old[name]), rtol=1e-12, atol=1e-14)
+    assert not torch.equal(engine.stack.params["0.weight"][1:], old["0.weight"][1:])
+
+
+@ENGINES
+@MIXES
+@pytest.mark.parametrize("carry", ["follow", "keep", "reset"])
+def test_moments_of_mixtures(lab: SimpleNamespace, make: Any, kind: str, carry: Any) -> None:
+    engine = ready(lab, make)
+    old, before = [moments(engine, t) for t in range(3)], [params(engine, t) for t in range(3)]
+    engine.apply(Plan((MIXING[kind],), moments=carry), period=2)
+    lab.assert_close(moments(engine, 0), old[0])
+    if carry == "reset":
+        assert moments(engine, 1) == moments(engine, 2) == {}
+        return
+    for t in (1, 2):
+        for name, value in moments(engine, t).items():
+            if carry == "keep" or kind == "elastic":  # the centre has no moments to pull towards
+                assert torch.equal(value, old[t][name])
+            elif kind == "shuffle":  # where a number came from the other task, so did its moment
+                swapped = params(engine, t)[name] == before[3 - t][name]
+                assert name != "0.weight" or 0 < int(swapped.sum()) < swapped.numel()
+                assert torch.equal(value, torch.where(swapped, old[3 - t][name], old[t][name]))
+            else:
+                stacked = torch.stack([row[name] for row in old])
+                torch.testing.assert_close(value, expected_of(kind, name, stacked)[t], rtol=1e-12, atol=1e-14)
+
+
+@ENGINES
+@MIXES
+def test_buffers_that_stay_are_not_measured_anew(lab: SimpleNamespace, make: Any, kind: str) -> None:
+    engine = ready(lab, make, batch_norm=True)
+    old = {name: value.clone() for name, value in engine.stack.buffers.items()}
+    engine.apply(Plan((MIXING[kind],), buffers="keep"), period=2)
+    assert all(torch.equal(value, old[name]) for name, value in engine.stack.buffers.items())
+
+
+@ENGINES
+@MIXES
+def test_a_refused_mixture_leaves_the_tasks_as_they_were(lab: SimpleNamespace, make: Any, kind: str) -> None:
+    engine = ready(lab, make, batch_norm=True)
+    for value in engine.stack.params.values():
+        value[0] = torch.nan  # every mixture with task 0 is
+    before = copy.deepcopy(engine.state())
+    change = {
+        "binary": BinaryCross(torch.tensor([-1, 0, 0]), doubles(2.0, 2.0, 2.0), torch.arange(3)),
+        "median": Median(torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool)),
+        "elastic": MIXING["elastic"],
+        "shuffle": Shuffle(torch.ones(3, dtype=torch.bool), 1.0, 1.0, key=4),
+    }[kind]
+    assert not bool(engine.apply(Plan((change,), trial=engine.job.validation), period=2).accepted[1:].any())
+    after = engine.state()[0]
+    assert before[0].keys() <= after.keys()
+    lab.assert_close({name: value for name, value in after.items() if name in before[0]}, before[0])
+
+
+@ENGINES
+def test_the_centre_survives_a_checkpoint(lab: SimpleNamespace, make: Any) -> None:
+    pull = Plan((MIXING["elastic"],))
+    whole = ready(lab, make)
+    whole.apply(pull, period=2)
+    assert whole.centre.keys() == whole.stack.params.keys()
+    parts = make(whole.job)
+    parts.restore(*copy.deepcopy(whole.state()))
+    lab.assert_close(parts.centre, whole.centre)
+    forgetful = make(whole.job)
+    tensors, values = copy.deepcopy(whole.state())
+    forgetful.restore({name: value for name, value in tensors.items() if not name.startswith("centre/")}, values)
+    assert forgetful.centre == {}
+    for engine in (whole, parts, forgetful):
+        engine.train(Segment(3))
+        engine.apply(pull, period=3)
+    lab.assert_close(parts.state()[0], whole.state()[0])
+    assert not torch.equal(forgetful.stack.params["0.weight"], whole.stack.params["0.weight"])
+
+
+@ENGINES
+def test_the_centre_by_hand_over_two_pulls(lab: SimpleNamespace, make: Any) -> None:
+    engine, pull = ready(lab, make), Plan((MIXING["elastic"],))
+    theta = engine.stack.params["2.bias"].clone()
+    centre = theta.mean(0)
+    for _ in range(2):
+        engine.apply(pull, period=2)
+        apart = theta - centre
+        theta = theta - torch.tensor([[0.0], [0.5], [0.25]], dtype=torch.float64) * apart
+        centre = centre + 0.25 * apart.sum(0)
+        torch.testing.assert_close(engine.stack.params["2.bias"], theta, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(engine.centre["2.bias"], centre, rtol=1e-12, atol=1e-14)
+
+
+ACTING: dict[str, Rule] = {  # set so that they act in a run of four short periods
+    "exchange": Exchange(truncation=0.5, perturb=("lr", "weight_decay"), period=1),
+    "shuffle": ShuffleRule(p=0.5, steps=3, moments="follow"),
+    "shuffle at the ends": ShuffleRule(p=0.2, p_last=0.4, steps=None),
+    "merge-median": MergeMedian(period=1, trial=False),
+    "merge-median, tried": MergeMedian(period=1),
+    "mfea": MFEA(rmp=1.0),
+    "mfea, uniform": MFEA(rmp=1.0, form="uniform"),
+    "mfea-2": MFEA2(min_rows=1),
+    "mfea-2, directed": MFEA2(directed=True, min_rows=1),
+}
+
+
+@pytest.mark.parametrize("name", ACTING)
+def test_engines_agree_while_a_rule_acts(lab: SimpleNamespace, name: str) -> None:
+    optimizer = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+    job = lab.make_job(tasks=4, model=partial(lab.network, True), optimizer=optimizer, sizes=(44, 36, 25, 44))
+    one, other = lab.train(Sequential, job, ACTING[name]), lab.train(Vectorised, job, ACTING[name])
+    lab.assert_agree(one, other)
+    assert one.progress.proposed > 0
+    moved = [move for event in one.events for move in event.get("transfers", ())]
+    assert {move["form"] for move in moved} <= {"copy", "shuffle", "median", "crossover-binary", "crossover-parameter"}
+    if name == "exchange":
+        assert len(set(one.engine.options()["lr"].tolist())) > 1

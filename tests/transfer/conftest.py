@@ -21,10 +21,12 @@ def make_view():
             "metric": torch.tensor([0.5, 0.6, 0.7], dtype=torch.float64),
             "loss": torch.tensor([1.0, 0.9, 0.8], dtype=torch.float64),
             "train_loss": torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64),
+            "sound": torch.ones(T, dtype=torch.bool),
             "improved": torch.tensor([True, False, True]),
             "validation": validation,
             "exposed": unsealed & ~validation,
             "unsealed": unsealed,
+            "targets": torch.arange(N) % 2 * unsealed,
             "classes": 2,
         }
         return View(**{**given, **changes})

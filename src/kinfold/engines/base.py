@@ -99,8 +99,8 @@ class Engine(abc.ABC):
         """Returns all tasks' outputs on the same rows, on the CPU; of the best snapshots if `best`."""
 
     @abc.abstractmethod
-    def losses(self, rows: Int64[Tensor, " m"]) -> Float[Tensor, "T m"]:
-        """Returns all tasks' losses on each of the same rows, on the CPU."""
+    def losses(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m"]:
+        """Returns all tasks' losses on each of the same rows, on the CPU; of the best snapshots if `best`."""
 
     @abc.abstractmethod
     def snapshot(self, tasks: Bool[Tensor, " T"]) -> None:
@@ -117,6 +117,14 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def export(self, task: int) -> nn.Module:
         """Returns the best snapshot of a task as a module in eval mode on the CPU."""
+
+    @abc.abstractmethod
+    def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
+        """Returns [T] whether a task's parameters, or those of its best snapshot, are all finite."""
+
+    @abc.abstractmethod
+    def method_states(self) -> list[dict[str, Tensor]]:
+        """Returns the state [T, …] of each of the job's methods."""
 
     @abc.abstractmethod
     def options(self) -> dict[str, Float[Tensor, " T"]]:

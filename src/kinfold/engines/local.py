@@ -301,8 +301,8 @@ class LocalEngine(Engine):
     def score(self) -> Float[Tensor, "T 2"]:
         return self._scores(self._evaluated(), self.job.validation)
 
-    def losses(self, rows: Int64[Tensor, " m"]) -> Float[Tensor, "T m"]:
-        outputs, targets = self.predict(rows), self.job.targets[rows]
+    def losses(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m"]:
+        outputs, targets = self.predict(rows, best), self.job.targets[rows]
         return torch.stack([self.job.objective.row_losses(output, targets) for output in outputs])
 
     def predict(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m C"]:
@@ -512,6 +512,14 @@ class LocalEngine(Engine):
             if overrides(method, "export"):
                 best = dataclasses.replace(best, params=self.lift(method.export)(best.params, state))
         return export_module(best, task)
+
+    def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
+        params = (self.best if best else self.stack).params
+        finite = [value.detach().reshape(self.job.tasks, -1).isfinite().all(1) for value in params.values()]
+        return torch.stack(finite).all(0).cpu()
+
+    def method_states(self) -> list[State]:
+        return [dict(detached(state)) for state in self.states]
 
     def options(self) -> dict[str, Float[Tensor, " T"]]:
         return self.updater.options()

@@ -63,8 +63,9 @@ def pulled(
     if centre is None:
         pulling = change.centre_rate.to(before.device) > 0
         centre = before[pulling].mean(0) if bool(pulling.any()) else before.mean(0)
-    apart = before - centre
-    return candidate - rate * (candidate - centre), centre + (centre_rate * apart).sum(0)
+    # Rates of 0 are skipped, never multiplied, since 0 · NaN would spread one task's divergence to all.
+    drawn = torch.where(centre_rate != 0, centre_rate * (before - centre), 0.0).sum(0)
+    return torch.where(rate != 0, candidate - rate * (candidate - centre), candidate), centre + drawn
 
 
 def donors_of(change: Mix) -> Int64[Tensor, " T"]:
@@ -168,12 +169,12 @@ def _shuffled(
     rate = change.rate + (change.last_rate - change.rate) * (layers[name] / last if last else 0.0)
     key = _key_of(random.key(change.key), name, before)
     drawn = random.uniform(random.fold_in(key, 0), before.shape[1:], torch.float64) < rate
-    where = drawn.flatten().nonzero().flatten()
+    where = drawn.reshape(-1).nonzero().flatten()
     who = change.tasks.nonzero().flatten().to(before.device)
     # A permutation of the tasks for every number drawn: the order of that many draws.
     order = random.uniform(random.fold_in(key, 1), (len(who), len(where)), torch.float64).argsort(0)
-    result = candidate.clone().flatten(1)
-    result[who[:, None], where] = before.flatten(1)[who[order], where]
+    result = candidate.clone().reshape(len(candidate), -1)
+    result[who[:, None], where] = before.reshape(len(before), -1)[who[order], where]
     return result.view_as(candidate)
 
 

@@ -27,12 +27,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Colours that stand for CSS variables until the SVG is written: no palette in use has them.
-_INK, _FAINT, _GROUND = "#010203", "#010204", "#010205"
-_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _GROUND: "var(--ground)"}
+INK, FAINT, _GROUND = "#010203", "#010204", "#010205"
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", _GROUND: "var(--ground)"}
 
 # Okabe & Ito, *Color Universal Design*, 2008, less the yellow and black, which vanish on one theme or the other.
-_BLUE, _GREY = "#0072B2", "#8C8C8C"
-_OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", _BLUE, "#D55E00", "#CC79A7", _GREY, _INK)
+BLUE, GREY = "#0072B2", "#8C8C8C"
+_OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", BLUE, "#D55E00", "#CC79A7", GREY, INK)
 
 _WIDTH = 4.6  # inches; 331 SVG units, about a phone's width, where the text then has its nominal size
 MAX_NUMBERED = 12  # tasks, up to which a matrix has its numbers, and dots, in its cells
@@ -74,9 +74,9 @@ def curves(
         ylabel: what is on the vertical axis.
         describe: what the chart shows, for those who cannot see it.
     """
-    figure, axes = _axes(2.9)
+    figure, axes = new_axes(2.9)
     tasks = values.shape[1]
-    palette = _palette(tasks)
+    palette = colour_map(tasks)
     for t in range(tasks):
         strong = t == selected
         axes.plot(
@@ -108,10 +108,10 @@ def curves(
     axes.set_xlabel("period")
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
     if tasks > 1:
         _task_key(figure, axes, tasks, "task")
-    return _svg(figure, describe)
+    return to_svg(figure, describe)
 
 
 def matrix(
@@ -138,7 +138,7 @@ def matrix(
         selected: the row to be framed, or None.
         describe: what the chart shows, for those who cannot see it.
     """
-    figure, axes = _axes(4.3)
+    figure, axes = new_axes(4.3)
     tasks = len(values)
     finite = values[np.isfinite(values)]
     least, most = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
@@ -169,7 +169,7 @@ def matrix(
             selected - 0.5,
             selected + 0.5,
             facecolor="none",
-            edgecolor=_INK,
+            edgecolor=INK,
             linewidth=2 if numbered else 1,
             clip_on=False,
             zorder=3,
@@ -184,7 +184,7 @@ def matrix(
     axes.spines[:].set_visible(False)
     if not numbered:
         _style(figure.colorbar(ScalarMappable(norm, viridis), ax=axes, location="top", aspect=40, pad=0.02))
-    return _svg(figure, describe)
+    return to_svg(figure, describe)
 
 
 def timeline(transfers: Sequence[Transfer], tasks: int, periods: int, *, describe: str) -> Markup:
@@ -196,13 +196,13 @@ def timeline(transfers: Sequence[Transfer], tasks: int, periods: int, *, describ
         periods: the last period, which ends the axis even where nothing was tried in it.
         describe: what the chart shows, for those who cannot see it.
     """
-    figure, axes = _axes(max(2.4, min(4.6, 1.2 + 0.2 * tasks)))
-    palette = _palette(tasks)
+    figure, axes = new_axes(max(2.4, min(4.6, 1.2 + 0.2 * tasks)))
+    palette = colour_map(tasks)
     size = max(2.5, min(7.0, 0.75 * 72 * 3.8 / max(periods, tasks, 1))) ** 2
     for many in (False, True):
         for accepted in (False, True):
             some = [x for x in transfers if x.accepted is accepted and (x.donor is None) is many]
-            colours = [_GREY if x.donor is None else palette(x.donor) for x in some]
+            colours = [GREY if x.donor is None else palette(x.donor) for x in some]
             axes.scatter(
                 [x.period for x in some],
                 [x.recipient for x in some],
@@ -220,9 +220,9 @@ def timeline(transfers: Sequence[Transfer], tasks: int, periods: int, *, describ
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.set_xlabel("period")
     axes.set_ylabel("recipient")
-    axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
     _task_key(figure, axes, tasks, "donor")
-    return _svg(figure, describe)
+    return to_svg(figure, describe)
 
 
 def comparison(
@@ -236,44 +236,44 @@ def comparison(
         digits: format of the numbers, such as `".1f"`.
         describe: what the chart shows, for those who cannot see it.
     """
-    figure, axes = _axes(0.6 + 0.42 * len(rows))
+    figure, axes = new_axes(0.6 + 0.42 * len(rows))
     last = len(rows) - 1
-    colours = [_GREY] * len(rows)
+    colours = [GREY] * len(rows)
     if interval is not None:
-        colours[last] = _BLUE
-        axes.plot(interval, (last, last), color=_BLUE, linewidth=5, alpha=0.35, solid_capstyle="butt")
+        colours[last] = BLUE
+        axes.plot(interval, (last, last), color=BLUE, linewidth=5, alpha=0.35, solid_capstyle="butt")
     values = [value for _, value in rows]
     axes.scatter(values, range(len(rows)), s=50, color=colours, zorder=3)
     for y, value in enumerate(values):
         axes.annotate(
-            format(value, digits), (value, y), (0, 7), textcoords="offset points", size=9, ha="center", color=_INK
+            format(value, digits), (value, y), (0, 7), textcoords="offset points", size=9, ha="center", color=INK
         )
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set_ylim(last + 0.5, -0.8)
     axes.margins(x=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    return _svg(figure, describe)
+    return to_svg(figure, describe)
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
-    """A figure outside pyplot, and its axes in the page's ink."""
+def new_axes(height: float) -> tuple[Figure, Axes]:
+    """Returns a figure outside pyplot of a height in inches, and its axes in the page's ink."""
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axisbelow(True)
     axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[:].set_color(_FAINT)
-    axes.tick_params(color=_FAINT, labelcolor=_INK, labelsize=9)
-    axes.xaxis.label.set(color=_INK, size=10)
-    axes.yaxis.label.set(color=_INK, size=10)
+    axes.spines[:].set_color(FAINT)
+    axes.tick_params(color=FAINT, labelcolor=INK, labelsize=9)
+    axes.xaxis.label.set(color=INK, size=10)
+    axes.yaxis.label.set(color=INK, size=10)
     return figure, axes
 
 
-def _palette(tasks: int) -> ListedColormap:
-    """One colour a task: the same task has the same colour in every chart."""
+def colour_map(tasks: int) -> ListedColormap:
+    """Returns one colour a task: the same task has the same colour in every chart."""
     if tasks <= len(_OKABE_ITO):
         return ListedColormap(_OKABE_ITO[:tasks])
     return ListedColormap(colormaps["viridis"](np.linspace(0.1, 0.9, tasks)))
@@ -282,9 +282,9 @@ def _palette(tasks: int) -> ListedColormap:
 def _task_key(figure: Figure, axes: Axes, tasks: int, label: str) -> None:
     """Says above the axes which colour is which task."""
     norm = BoundaryNorm(np.arange(tasks + 1) - 0.5, tasks)
-    bar = figure.colorbar(ScalarMappable(norm, _palette(tasks)), ax=axes, location="top", aspect=40, pad=0.03)
+    bar = figure.colorbar(ScalarMappable(norm, colour_map(tasks)), ax=axes, location="top", aspect=40, pad=0.03)
     bar.set_ticks(_ticks(tasks, 16))
-    bar.set_label(label, color=_INK, size=9)
+    bar.set_label(label, color=INK, size=9)
     _style(bar)
 
 
@@ -295,12 +295,12 @@ def _ticks(tasks: int, most: int) -> list[int]:
 
 def _style(bar: Colorbar) -> None:
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelcolor=_INK, labelsize=9)
+    bar.ax.tick_params(length=0, labelcolor=INK, labelsize=9)
     bar.minorticks_off()
 
 
-def _svg(figure: Figure, describe: str) -> Markup:
-    """The figure as an `<svg>` element for a page: no size of its own, theme colours, no names to collide."""
+def to_svg(figure: Figure, describe: str) -> Markup:
+    """Returns the figure as an `<svg>` element for a page: no size of its own, theme colours, no names to collide."""
     figure.patch.set_visible(False)
     buffer = io.StringIO()
     # the salt makes the ids of clip paths and markers the same in every run, and other in every chart of a page

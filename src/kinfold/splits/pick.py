@@ -84,14 +84,31 @@ def allot(
     return places
 
 
-def rows_by_class(y: Int64[np.ndarray, " n"], count: int, rng: np.random.Generator) -> Int64[np.ndarray, " picked"]:
+def by_turns(held_out: Int64[np.ndarray, " n"], rng: np.random.Generator) -> Int64[np.ndarray, " n"]:
+    """Returns the rows in random order, those that were held out least often first.
+
+    Example:
+        >>> by_turns(np.array([1, 0, 1, 0]), np.random.default_rng(0)) % 2
+        array([1, 1, 0, 0])
+    """
+    order: Int64[np.ndarray, " n"] = np.lexsort((rng.random(len(held_out)), held_out))
+    return order
+
+
+def rows_by_class(
+    y: Int64[np.ndarray, " n"],
+    count: int,
+    rng: np.random.Generator,
+    held_out: Int64[np.ndarray, " n"] | None = None,
+) -> Int64[np.ndarray, " picked"]:
     """Returns `count` random rows, each class by its share, that leave at least one row of every class.
 
-    A class with one row is therefore never picked from. Fewer rows come back where the classes have no more.
+    A class with one row is therefore never picked from. Fewer rows come back where the classes have no more. Within
+    a class, rows that were held out least often come first, where that is said.
     """
     sizes = np.bincount(y)
     places = allot(min(count, len(y) - 1), sizes, np.maximum(sizes - 1, 0), rng)
-    shuffled = rng.permutation(len(y))
+    shuffled = rng.permutation(len(y)) if held_out is None else by_turns(held_out, rng)
     ordered = shuffled[np.argsort(y[shuffled], kind="stable")]  # class by class, at random within each
     position = np.arange(len(y)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return ordered[position < np.repeat(places, sizes)]

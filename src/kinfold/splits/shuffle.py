@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from kinfold.splits.base import RowInfo
 from kinfold.splits.drawn import Drawn, Pair, apart, task_rng
-from kinfold.splits.pick import check_share, validation_count
+from kinfold.splits.pick import by_turns, check_share, validation_count
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,8 @@ class Shuffle(Drawn):
 
     Attributes:
         val_fraction: share of the unsealed rows that a task validates on, in (0, 1).
+        even: whether tasks take turns, so that all rows are validated on equally often, to one; each task's rows
+            are as random as without.
 
     Example:
         >>> import numpy as np
@@ -23,6 +27,7 @@ class Shuffle(Drawn):
     """
 
     val_fraction: float | int = 0.2
+    even: bool = True
 
     def __post_init__(self) -> None:
         check_share("val_fraction", self.val_fraction)
@@ -30,5 +35,9 @@ class Shuffle(Drawn):
     def pairs(self, info: RowInfo, tasks: int, seed: int) -> Iterator[Pair]:
         n = len(info)
         count = validation_count(self.val_fraction, n)
+        held_out = np.zeros(n, dtype=np.int64)
         for task in range(tasks):
-            yield apart(n, task_rng(seed, task).permutation(n)[:count])
+            rng = task_rng(seed, task)
+            validation = (by_turns(held_out, rng) if self.even else rng.permutation(n))[:count]
+            held_out[validation] += 1
+            yield apart(n, validation)

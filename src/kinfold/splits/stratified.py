@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from kinfold.errors import InputError
 from kinfold.splits.base import RowInfo
 from kinfold.splits.drawn import Drawn, Pair, apart, task_rng
@@ -18,6 +20,8 @@ class Stratified(Drawn):
 
     Attributes:
         val_fraction: share of the unsealed rows that a task validates on, in (0, 1).
+        even: whether tasks take turns, so that all rows are validated on equally often, to one; each task's rows
+            are as random as without.
 
     Example:
         >>> import numpy as np
@@ -29,6 +33,7 @@ class Stratified(Drawn):
     """
 
     val_fraction: float | int = 0.2
+    even: bool = True
 
     def __post_init__(self) -> None:
         check_share("val_fraction", self.val_fraction)
@@ -37,11 +42,14 @@ class Stratified(Drawn):
         if info.classes is None:
             raise InputError("splits: 'stratified' needs classes and the target has none; use 'shuffle'.")
         count = validation_count(self.val_fraction, len(info))
+        held_out = np.zeros(len(info), dtype=np.int64) if self.even else None
         for task in range(tasks):
-            validation = rows_by_class(info.y, count, task_rng(seed, task))
+            validation = rows_by_class(info.y, count, task_rng(seed, task), held_out)
             if not len(validation):
                 raise InputError(
                     "splits: every class has one unsealed row, so none can be validated on; "
                     "give more rows of each class or a lower holdout."
                 )
+            if held_out is not None:
+                held_out[validation] += 1
             yield apart(len(info), validation)

@@ -36,6 +36,7 @@ class Board:
         improved: [T] whether that was in the last period.
         proposed: [T] transfers that the task was offered.
         accepted: [T] those that it took.
+        student: (epoch, epochs, training loss) of the model that is trained on all rows in the end, or None.
     """
 
     epochs: int | None = None
@@ -47,6 +48,7 @@ class Board:
     improved: tuple[bool, ...] = ()
     proposed: tuple[int, ...] = ()
     accepted: tuple[int, ...] = ()
+    student: tuple[int, int, Number] | None = None
 
 
 def after(board: Board, event: Event) -> Board:
@@ -79,9 +81,12 @@ def after(board: Board, event: Event) -> Board:
     if event["event"] == "transfer":
         proposed, accepted = list(board.proposed), list(board.accepted)
         for move in event["transfers"]:
-            proposed[move["recipient"]] += 1
-            accepted[move["recipient"]] += bool(move["accepted"])
+            times = move.get("times", 1)
+            proposed[move["recipient"]] += times
+            accepted[move["recipient"]] += times * bool(move["accepted"])
         return replace(board, proposed=tuple(proposed), accepted=tuple(accepted))
+    if event["event"] == "student":
+        return replace(board, student=(event["epoch"], event["epochs"], event["train_loss"]))
     return board
 
 
@@ -104,6 +109,10 @@ def render(board: Board) -> RenderableType:
     rate = f"{board.period / board.seconds:.3g} epochs/s" if board.seconds > 0 else ""
     bar = ProgressBar(total=board.epochs or 1, completed=board.period, width=30)
     line.add_row(bar, f"{board.period}/{board.epochs or '…'} epochs", rate)
+    if board.student is not None:
+        epoch, epochs, loss = board.student
+        bar = ProgressBar(total=epochs, completed=epoch, width=30)
+        line.add_row(bar, f"{epoch}/{epochs} epochs of one model on all rows", f"training loss {_number(loss)}")
     return Group(table, line)
 
 

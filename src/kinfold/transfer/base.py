@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from kinfold.errors import InputError
@@ -105,6 +105,7 @@ class View:
             the scores of the period before (NaN before the first).
         loss: [T] likewise.
         train_loss: [T] each task's mean loss over the batches since the last transfer point, or of the period.
+        sound: [T] whether a task's parameters are all finite; one that diverged has nothing to pass on.
         improved: [T] whether this period improved the task's best score; all False inside a period.
         validation: [T, N] the tasks' validation rows.
         exposed: [T, N] the ledger: rows that the task, or anything it learned from, has trained on.
@@ -112,6 +113,7 @@ class View:
         options: the optimizers' options, such as `lr` (as scheduled now), `initial_lr` (that schedules reckon
             from) and `weight_decay` → [T]; those that are numbers.
         step: optimizer steps taken in this period where the transfer point lies inside it, else None.
+        targets: [N] class numbers or values; those of sealed rows are blanked (0).
         classes: C, or None for regression.
         predict: returns every task's outputs on the given rows: [m] → [T, m, C] (logits, or values). Only for
             rules whose `needs` has "predictions"; others get None.
@@ -124,10 +126,12 @@ class View:
     metric: Float[Tensor, " T"]
     loss: Float[Tensor, " T"]
     train_loss: Float[Tensor, " T"]
+    sound: Bool[Tensor, " T"]
     improved: Bool[Tensor, " T"]
     validation: Bool[Tensor, "T N"]
     exposed: Bool[Tensor, "T N"]
     unsealed: Bool[Tensor, " N"]
+    targets: Shaped[Tensor, "N *K"]
     options: Mapping[str, Float[Tensor, " T"]] = field(default_factory=lambda: MappingProxyType({}))
     step: int | None = None
     classes: int | None = None
@@ -135,17 +139,38 @@ class View:
     losses: Callable[[Int64[Tensor, " m"]], Float[Tensor, "T m"]] | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What the tasks teach a student that starts anew on all unsealed rows, when they have ended.
+
+    Attributes:
+        targets: [N, C] probabilities at temperature τ, or regression values.
+        weight: [N] w of each row's target, 0 to 1; its label has the rest (see `Teach`).
+        teachers: [T] whose knowledge is in it.
+        temperature: τ.
+        note: what the log should say of it, or None.
+    """
+
+    targets: Float[Tensor, "N C"]
+    weight: Float[Tensor, " N"]
+    teachers: Bool[Tensor, " T"]
+    temperature: float = 1.0
+    note: str | None = None
+
+
 class Rule(abc.ABC):
     """Decides what tasks learn from each other. State is a dictionary of tensors, handed in and out.
 
     Attributes:
         name: the rule's name, as in `kinfold.transfer.RULES`.
-        steps: optimizer steps between two transfer points, counted through all periods, for a rule that acts
-            inside periods; None for one that acts at their ends.
+        steps: batches (optimizer steps, unless gradients accumulate) between two transfer points, counted through
+            all periods, for a rule that acts inside periods; None for one that acts at their ends.
         period: periods between two transfer points, for a rule that acts at their ends.
         until: share of the schedule after which there are no more transfers.
         needs: what of `View` must be filled in at extra cost.
         moves: whether its plans propose other parameters; of rules that act together, one may.
+        share: share of the run's budget of sample visits that is kept for a student, which is trained on all
+            unsealed rows when the tasks have ended, and is then the model handed back; 0 for none.
     """
 
     name: ClassVar[str]
@@ -154,6 +179,7 @@ class Rule(abc.ABC):
     until: float | int = 0.9
     needs: ClassVar[frozenset[Need]] = frozenset()
     moves: ClassVar[bool] = True
+    share: float | int = 0.0
 
     def start(self, tasks: int) -> State:
         """Returns the state before the first transfer."""
@@ -168,6 +194,14 @@ class Rule(abc.ABC):
         """Returns the state after hearing what became of the plan."""
         del plan, outcome
         return state
+
+    def graduate(self, view: View, state: State) -> Lesson | None:
+        """Returns what a student is taught besides its labels, for a rule with a `share`; None for nothing.
+
+        The view is that of the end: scores and predictions are those of the tasks' best snapshots.
+        """
+        del view, state
+        return None
 
     def check_cadence(self) -> None:
         """Raises InputError where `steps`, `period` or `until` cannot be followed; for a rule's `__post_init__`."""

@@ -1,0 +1,270 @@
+"""From the arguments of `fit` to what the loop needs: data, splits, encoder, rule, job.
+
+Everything that can be refused is refused here, before anything is written or trained.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kinfold import files
+from kinfold.candidates import CANDIDATES, Candidate
+from kinfold.config import describe, resolve
+from kinfold.data import read
+from kinfold.data.base import Dataset, Encoder
+from kinfold.engines import Job, Precision
+from kinfold.errors import InputError, unknown
+from kinfold.finishing import Remaining
+from kinfold.methods import METHODS, Method
+from kinfold.models import Rescaled, StandardisedMSE, factory, moments
+from kinfold.parts import LOSSES, METRICS, optimizer_maker, scheduler_maker
+from kinfold.recipes import recipe
+from kinfold.run import Event
+from kinfold.selection import CRITERIA
+from kinfold.splits import Finding, Splits, audit, draw_splits
+from kinfold.splits.base import RowInfo
+from kinfold.tasks.objective import Objective, make_objective
+from kinfold.transfer import RULES, Rule, Together
+
+Auto: TypeAlias = Literal["auto"]
+BY_RECIPE = ("model", "optimizer", "scheduler", "methods", "batch_size", "epochs", "clip_norm")
+"""The arguments of `fit` that may be "auto"."""
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A run that is ready to be started.
+
+    Attributes:
+        prepared: the data, split and encoded.
+        job: what the engine trains.
+        remaining: the transfer rule, and what is to come when the tasks have ended.
+        config: the complete configuration, with what was chosen for "auto".
+        told: what the user is to be told before training: findings of the audit, choices of the recipe.
+    """
+
+    prepared: "Prepared"
+    job: Job
+    remaining: Remaining
+    config: dict[str, Any]
+    told: list[Event]
+
+
+def configuration(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `fit` as `config.yaml` holds them."""
+    config: dict[str, Any] = describe(dict(given))
+    if isinstance(given["transfer"], Together):  # a list of parts is what YAML can hold
+        config["transfer"] = describe(given["transfer"].rules)
+    if not isinstance(given["data"], (str, Path)):
+        config["data"] = f"<{type(given['data']).__qualname__}>"  # not the rows themselves, spelled out
+    return config
+
+
+def check(given: Mapping[str, Any]) -> None:
+    """Raises InputError where an argument of `fit` cannot be used, whatever the data are."""
+    _check_whole(**{name: given[name] for name in ("tasks", "accumulate", "patience", "epochs", "batch_size")})
+    _check_choices(**{name: given[name] for name in _CHOICES})
+    if isinstance(given["seed"], bool) or not isinstance(given["seed"], (int, np.integer)):
+        raise InputError(f"seed: is {given['seed']!r}; give a whole number.")
+
+
+def assemble(given: Mapping[str, Any]) -> Assembled:
+    """Reads, splits and encodes the data, and makes every part that the arguments name.
+
+    Args:
+        given: the arguments of `fit` by name, but for `out`, `resume` and `listen`.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    check(given)
+    config = configuration(given)
+    rule = _rule(given["transfer"])
+    dataset = read(given["data"], **{name: given[name] for name in ("target", "groups", "times", "kind")})
+    prepared = _prepare(dataset, *(given[name] for name in ("splits", "tasks", "val_fraction", "holdout", "seed")))
+    told: list[Event] = [{"event": "finding", **asdict(finding)} for finding in prepared.findings]
+    parts = {name: given[name] for name in BY_RECIPE}
+    if any(is_auto(value) for value in parts.values()):
+        chosen = _by_recipe(parts, prepared)
+        parts |= chosen
+        config |= describe(chosen)
+        told.append({"event": "note", "message": _recipe_line(dataset, config)})
+    where = _device(given["device"])
+    epochs = int(parts["epochs"])
+    # A rule that wants a student leaves the tasks the rest of the budget, and schedules of that length.
+    task_epochs = max(1, round((1.0 - rule.share) * epochs)) if prepared.splits.tasks > 1 else epochs
+    also = _several("candidates", given["candidates"], CANDIDATES, Candidate)
+    trackers = tuple(tracker for one in also if (tracker := one.tracker(task_epochs)) is not None)
+    precision = given["precision"]
+    structure, objective = _objective(parts["model"], prepared, given["loss"], given["metric"], where, precision)
+    job = Job(
+        model=structure,
+        inputs=prepared.encoder.encode(dataset.features),
+        targets=dataset.target.values,
+        train=torch.from_numpy(prepared.splits.train),
+        validation=torch.from_numpy(prepared.splits.validation),
+        objective=objective,
+        optimizer=optimizer_maker(parts["optimizer"]),
+        scheduler=scheduler_maker(parts["scheduler"], task_epochs),
+        methods=(*_several("methods", parts["methods"], METHODS, Method), *trackers),
+        batch_size=int(parts["batch_size"]),
+        accumulate=given["accumulate"],
+        clip_norm=_clip_norm(parts["clip_norm"]),
+        shared_start=given["start"] == "shared",
+        better=given["better"],
+        seed=int(given["seed"]),
+        device=where,
+        precision=precision,
+    )
+    scheduler = partial(scheduler_maker, parts["scheduler"])
+    return Assembled(prepared, job, Remaining(rule, also, epochs, task_epochs, scheduler), config, told)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data, split and encoded, before anything is said of how to train."""
+
+    dataset: Dataset
+    splits: Splits
+    findings: list[Finding]
+    encoder: Encoder
+    fingerprint: str
+
+
+def _prepare(
+    dataset: Dataset, splits: Any, tasks: int, val_fraction: float | int, holdout: float | int, seed: int
+) -> Prepared:
+    info = RowInfo(
+        dataset.target.values.numpy(),
+        None if dataset.target.labels is None else len(dataset.target.labels),
+        dataset.groups,
+        dataset.times,
+        dataset.target.labels,
+    )
+    drawn = draw_splits(info, splits, tasks=int(tasks), val_fraction=val_fraction, holdout=holdout, seed=int(seed))
+    hashes = dataset.fingerprints()
+    whole = hashlib.sha256(hashes.tobytes() + dataset.target.values.numpy().tobytes())
+    encoder = dataset.fit(np.flatnonzero(~drawn.sealed))
+    return Prepared(dataset, drawn, audit(drawn, info, hashes), encoder, whole.hexdigest())
+
+
+def is_auto(value: object) -> bool:
+    """Returns whether the recipe is to choose it."""
+    return isinstance(value, str) and value == "auto"
+
+
+def _by_recipe(given: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
+    """Returns what stands for each "auto"."""
+    dataset = prepared.dataset
+    rows = int((~prepared.splits.sealed).sum())
+    chosen = recipe(dataset.form, dataset.target.kind, rows, prepared.encoder.input_shape)
+    parts = {name: getattr(chosen, name) for name, value in given.items() if is_auto(value)}
+    return {
+        name: part["name"] if isinstance(part, Mapping) and len(part) == 1 else part for name, part in parts.items()
+    }
+
+
+def _recipe_line(dataset: Dataset, config: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{name} {files.json_line(config[name])}" for name in BY_RECIPE if config[name] is not None)
+    return f"recipe for {dataset.form} data: {said}"
+
+
+def _rule(spec: Any) -> Rule:
+    """Returns the rule, or several as one: `teach+papa`, or a list."""
+    specs = spec.split("+") if isinstance(spec, str) else spec if isinstance(spec, (list, tuple)) else [spec]
+    rules = tuple(resolve("transfer", one, RULES) for one in specs)
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            known = ", ".join(sorted(RULES))
+            raise InputError(f"transfer: is a {type(rule).__name__}; give a rule, or one of {known}.")
+    return rules[0] if len(rules) == 1 else Together(rules)
+
+
+def _several(argument: str, spec: Any, table: Mapping[str, Callable[..., Any]], kind: type) -> tuple[Any, ...]:
+    """Returns the parts that one spec, or several in order, mean."""
+    specs = (spec,) if isinstance(spec, (str, Mapping, kind)) else spec
+    parts = tuple(resolve(argument, one, table) for one in specs)
+    for part in parts:
+        if not isinstance(part, kind):
+            single = argument.removesuffix("s")
+            raise InputError(f"{argument}: {part!r} is not a {single}; give some of {', '.join(sorted(table))}.")
+    return parts
+
+
+def _clip_norm(value: float | int | None) -> float | int | None:
+    if value is not None and not value > 0:
+        raise InputError(f"clip_norm: is {value}; give a positive number, or None for no clipping.")
+    return value
+
+
+def _objective(
+    model: Any, prepared: Prepared, loss: Any, metric: Any, device: torch.device, precision: Precision
+) -> tuple[nn.Module | Callable[[], nn.Module], Objective]:
+    """Returns the network and what it minimises; both in the target's standard units where the format says so."""
+    dataset, encoder = prepared.dataset, prepared.encoder
+    structure, given_loss = _model(model, encoder, dataset), resolve("loss", loss, LOSSES)
+    if dataset.standardised and dataset.target.kind == "regression" and given_loss is None:
+        # Fitted on the unsealed rows, like every scaler.
+        mean, scale = moments(dataset.target.values[torch.from_numpy(~prepared.splits.sealed)])
+        structure, given_loss = _rescaled(structure, mean, scale), StandardisedMSE(scale)
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    made = resolve("metric", metric, METRICS)
+    return structure, make_objective(dataset.target.kind, dataset.target.outputs, given_loss, made, device, dtype)
+
+
+def _model(model: Any, encoder: Encoder, dataset: Dataset) -> nn.Module | Callable[[], nn.Module]:
+    if isinstance(model, (str, Mapping)):
+        return factory(model, encoder.input_shape, dataset.target.outputs, encoder.hints)
+    if not callable(model):
+        raise InputError(f"model: is a {type(model).__name__}; give an nn.Module, a factory of one, or a name.")
+    return model  # type: ignore[no-any-return]  # a module, or the user's factory
+
+
+def _rescaled(
+    model: nn.Module | Callable[[], nn.Module], mean: Float[Tensor, " K"], scale: Float[Tensor, " K"]
+) -> nn.Module | Callable[[], nn.Module]:
+    if isinstance(model, nn.Module):
+        return Rescaled(model, mean, scale)
+    make = model
+    return lambda: Rescaled(make(), mean, scale)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise InputError(f"device: {name!r} cannot be used here ({why}); try auto or cpu.") from None
+    return device
+
+
+def _check_whole(**counts: object) -> None:
+    for name, count in counts.items():
+        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
+        if count is not None and not is_auto(count) and (not whole or count < 1):  # type: ignore[operator]
+            raise InputError(f"{name}: is {count!r}; give a whole number of at least 1.")
+
+
+_CHOICES: Mapping[str, Iterable[str]] = {
+    "start": ("independent", "shared"),
+    "better": ("metric", "loss"),
+    "criterion": CRITERIA,
+    "precision": ("float32", "bf16", "float64"),
+}
+
+
+def _check_choices(**chosen: str) -> None:
+    for name, value in chosen.items():
+        if value not in _CHOICES[name]:
+            raise unknown(name, value, _CHOICES[name])

@@ -1,0 +1,241 @@
+"""`compare`: named arms on one data set over several seeds, at equal compute, and what is to be said of them."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from kinfold import files
+from kinfold.assembling import BY_RECIPE, assemble, check, configuration, is_auto
+from kinfold.comparing.arms import Arm, Trial, resolve_arm
+from kinfold.comparing.charts import critical_difference, differences, gaps, write_svg
+from kinfold.comparing.statistics import nemenyi_critical_difference
+from kinfold.comparing.table import CONVENTIONAL, ArmSummary, Score, sentence, summary, to_csv, to_markdown
+from kinfold.data import read
+from kinfold.data.base import Dataset
+from kinfold.errors import InputError
+from kinfold.fitting import fit
+
+ARMS = (CONVENTIONAL, "restarts", "all-rows", "amto", "papa", "teach", "distil", "ensemble")
+"""The arms that are compared where none are named."""
+
+Listener: TypeAlias = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What arms came to.
+
+    Attributes:
+        metric: the name of what they are judged by.
+        scores: one record for each arm and seed.
+        summaries: one for each arm, the best first.
+        sentence: what helped, in words.
+        config: what was compared, and how.
+    """
+
+    metric: str
+    scores: tuple[Score, ...]
+    summaries: tuple[ArmSummary, ...]
+    sentence: str
+    config: dict[str, Any]
+
+    def to_markdown(self) -> str:
+        """Returns the table and the words."""
+        about = (
+            f"{self.metric} on rows that no arm has seen, {self.config['seeds']} seeds, {self.config['tasks']} tasks"
+        )
+        return f"{about}\n\n{to_markdown(self.summaries)}\n{self.sentence}\n"
+
+    def write(self, directory: Path) -> None:
+        """Writes `comparison.md`, `scores.csv`, and the plots that there is something to plot for."""
+        files.write_text(directory / "comparison.md", self.to_markdown())
+        files.write_text(directory / "scores.csv", to_csv(self.scores))
+        ranks = {s.arm: s.rank for s in self.summaries if not s.is_reference and not math.isnan(s.rank)}
+        seeds = self.summaries[0].seeds
+        if len(ranks) > 1 and seeds > 1:
+            distance = nemenyi_critical_difference(len(ranks), seeds)
+            chart = critical_difference(ranks, distance, describe="Mean ranks of the arms")
+            write_svg(directory / "critical-difference.svg", chart)
+        control = self.summaries[0].control
+        against = {s.arm: s.difference for s in self.summaries if s.difference is not None}
+        if against and seeds > 1:
+            chart = differences(against, control, describe=f"Differences to {control}")
+            write_svg(directory / "differences.svg", chart)
+        losses, gap = ({s.arm: getattr(s, name) for s in self.summaries} for name in ("train_loss", "gap"))
+        write_svg(
+            directory / "gaps.svg", gaps(losses, gap, describe="Training loss and generalization gap of the arms")
+        )
+
+
+def compare(
+    model: Any,
+    data: Any,
+    *,
+    arms: Sequence[str | Mapping[str, Any]] = ARMS,
+    seeds: int = 5,
+    test: Any = None,
+    test_share: float | int = 0.3,
+    control: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    listen: Listener | None = None,
+    **options: Any,
+) -> Comparison:
+    """Runs named arms on one data set over several seeds, at equal compute counted in sample visits.
+
+    Args:
+        model: as for `kinfold.fit`.
+        data: as for `kinfold.fit`.
+        arms: names of controls (`kinfold.comparing.arms.CONTROLS`) and transfer rules, or mappings of a name and
+            arguments of `fit`.
+        seeds: K; the arms run with the seeds 0 … K − 1.
+        test: labelled rows that nothing else touches, in any form that `data` takes, the same for every seed; or
+            None, and every seed seals a share of the rows anew.
+        test_share: that share.
+        control: the arm that the others are set against; default `all-rows` where it runs, else the first arm.
+        out: directory for the table, the plots and each run's record; None writes nothing.
+        resume: go on with the comparison in `out`; with none there, start.
+        listen: is told of every experiment that ends.
+        options: further arguments of `kinfold.fit`, for every arm.
+
+    Raises:
+        InputError: something given cannot be used; nothing has been trained then.
+        RunError: an arm could not be finished.
+
+    Example:
+        >>> found = compare("mlp", "iris", arms=["conventional", "all-rows"], seeds=2, tasks=2, epochs=2)
+        >>> sorted(summary.arm for summary in found.summaries)
+        ['all-rows', 'conventional']
+    """
+    given = _arguments(model, data, options, test, test_share)
+    check(given)
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise InputError(f"seeds: is {seeds!r}; give a whole number of at least 1.")
+    lines = [resolve_arm(arm) for arm in arms]
+    names = [arm.name for arm in lines]
+    if not lines or len(set(names)) < len(names):
+        raise InputError(f"arms: are {', '.join(names) or 'none'}; give at least one, and each once.")
+    if control is None:
+        control = "all-rows" if "all-rows" in names else names[0]
+    if control not in names:
+        raise InputError(f"control: {control!r} is not among the arms; add it, or name one of {', '.join(names)}.")
+    config = {
+        **configuration(given),
+        "arms": [dict(arm) if isinstance(arm, Mapping) else arm for arm in arms],
+        "seeds": seeds,
+        "test": test if test is None or isinstance(test, (str, Path)) else f"<{type(test).__qualname__}>",
+        "control": control,
+    }
+    folder = None if out is None else Path(out)
+    _check_folder(folder, config, resume)
+    assembled = assemble(given)
+    given |= {name: assembled.config[name] for name in BY_RECIPE if is_auto(given[name])}
+    given["tasks"] = assembled.job.tasks  # a splitter may fix its own
+    held = None if test is None else _test_rows(test, assembled.prepared.dataset)
+    if folder is not None:
+        files.write_text(folder / "comparison.yaml", yaml.safe_dump(files.jsonable(config), sort_keys=False))
+    scores = _run(lines, seeds, given, held, folder, listen)
+    metric = assembled.job.objective.metric
+    summaries = summary(
+        scores,
+        control,
+        metric.higher_is_better,
+        float(test_share) if test is None else None,
+        controls=[arm.name for arm in lines if arm.control],
+        inference={arm.name: int(given["tasks"]) for arm in lines if arm.reference},
+    )
+    found = Comparison(metric.name, tuple(scores), tuple(summaries), sentence(summaries, control), config)
+    if folder is not None:
+        found.write(folder)
+    return found
+
+
+def _arguments(model: Any, data: Any, options: Mapping[str, Any], test: Any, test_share: float | int) -> dict[str, Any]:
+    """All arguments of `fit`, with its defaults; those that a comparison sets itself may not be given."""
+    for name in ("out", "resume", "listen", "seed", "holdout", "transfer"):
+        if name in options:
+            raise InputError(f"{name}: is the comparison's own to set; leave it out.")
+    try:
+        bound = inspect.signature(fit).bind(model, data, **options)
+    except TypeError as error:
+        raise InputError(f"compare: {error}.") from None
+    bound.apply_defaults()
+    given = {name: value for name, value in bound.arguments.items() if name not in ("out", "resume", "listen")}
+    return {**given, "transfer": "none", "holdout": test_share if test is None else 0.0}
+
+
+def _test_rows(test: Any, dataset: Dataset) -> Dataset:
+    """The test set, its classes numbered as the data's are."""
+    return read(test, target=dataset.target.name, kind=dataset.target.kind, labels=dataset.target.labels)
+
+
+def _run(
+    arms: Sequence[Arm],
+    seeds: int,
+    given: Mapping[str, Any],
+    test: Dataset | None,
+    folder: Path | None,
+    listen: Listener | None,
+) -> list[Score]:
+    """Every experiment on every seed, those on record left out, in order of the seeds."""
+    names = {arm.name for arm in arms}
+    experiments = {arm.experiment: arm.run for arm in arms}
+    scores: list[Score] = []
+    done = 0
+    for seed in range(seeds):
+        for name, run in experiments.items():
+            record = None if folder is None else folder / "scores" / f"{name}-{seed}.json"
+            if record is not None and record.exists():
+                found = {arm: Score(**_read(score)) for arm, score in files.read_json(record).items()}
+            else:
+                found = run(Trial({**given, "seed": seed}, test))
+                if record is not None:
+                    files.write_json(record, files.jsonable({arm: asdict(score) for arm, score in found.items()}))
+            mine = {arm: score for arm, score in found.items() if arm in names}
+            scores += mine.values()
+            done += 1
+            if listen is not None:
+                listen(
+                    {
+                        "event": "experiment",
+                        "seed": seed,
+                        "done": done,
+                        "of": seeds * len(experiments),
+                        "values": {arm: score.value for arm, score in mine.items()},
+                        "seconds": max(score.seconds for score in mine.values()),
+                    }
+                )
+    return scores
+
+
+def _read(score: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in score.items()}
+
+
+def _check_folder(folder: Path | None, config: Mapping[str, Any], resume: bool) -> None:
+    if folder is None:
+        if resume:
+            raise InputError("resume: there is no directory to resume from; give out.")
+        return
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out: {folder} is a file; give a directory.")
+    record = folder / "comparison.yaml"
+    if not record.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"out: {folder} is not empty and holds no comparison; choose another directory.")
+        return
+    if not resume:
+        raise InputError(f"out: {folder} already holds a comparison; choose another directory, or give resume.")
+    before = files.read_yaml(record)
+    for name, value in files.jsonable(dict(config)).items():
+        if not isinstance(before, dict) or before.get(name) != value:
+            was = before.get(name) if isinstance(before, dict) else None
+            raise InputError(
+                f"resume: {name} is {value!r}, and the comparison in {folder} has {was!r}; "
+                "give the same, or another out."
+            )
