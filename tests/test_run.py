@@ -53,6 +53,9 @@ class Scripted(Engine):
     def end_period(self, scores: Tensor) -> None:
         self.calls.append("end")
 
+    def reschedule(self, scheduler: Any) -> None:
+        self.calls.append("reschedule")
+
     def export(self, task: int) -> nn.Module:
         return nn.Identity()
 

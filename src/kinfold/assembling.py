@@ -99,10 +99,9 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
         told.append({"event": "note", "message": _recipe_line(dataset, config)})
     where = _device(given["device"])
     epochs = int(parts["epochs"])
-    # A rule that wants a student leaves the tasks the rest of the budget, and schedules of that length.
-    task_epochs = max(1, round((1.0 - rule.share) * epochs)) if prepared.splits.tasks > 1 else epochs
+    stages = _stages(rule, epochs) if prepared.splits.tasks > 1 else (epochs,)
     also = _several("candidates", given["candidates"], CANDIDATES, Candidate)
-    trackers = tuple(tracker for one in also if (tracker := one.tracker(task_epochs)) is not None)
+    trackers = tuple(tracker for one in also if (tracker := one.tracker(stages[-1])) is not None)
     precision = given["precision"]
     structure, objective = _objective(parts["model"], prepared, given["loss"], given["metric"], where, precision)
     job = Job(
@@ -113,7 +112,7 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
         validation=torch.from_numpy(prepared.splits.validation),
         objective=objective,
         optimizer=optimizer_maker(parts["optimizer"]),
-        scheduler=scheduler_maker(parts["scheduler"], task_epochs),
+        scheduler=scheduler_maker(parts["scheduler"], stages[0]),
         methods=(*_several("methods", parts["methods"], METHODS, Method), *trackers),
         batch_size=int(parts["batch_size"]),
         accumulate=given["accumulate"],
@@ -125,7 +124,7 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
         precision=precision,
     )
     scheduler = partial(scheduler_maker, parts["scheduler"])
-    return Assembled(prepared, job, Remaining(rule, also, epochs, task_epochs, scheduler), config, told)
+    return Assembled(prepared, job, Remaining(rule, also, epochs, stages, scheduler), config, told)
 
 
 @dataclass(frozen=True)
@@ -186,6 +185,17 @@ def _rule(spec: Any) -> Rule:
             known = ", ".join(sorted(RULES))
             raise InputError(f"transfer: is a {type(rule).__name__}; give a rule, or one of {known}.")
     return rules[0] if len(rules) == 1 else Together(rules)
+
+
+def _stages(rule: Rule, epochs: int) -> tuple[int, ...]:
+    """Returns the numbers of the periods at which the tasks' stages end, each at least one period long.
+
+    Where epochs are few, stages fall together, and a student keeps the last period; of a single one there is none
+    to keep.
+    """
+    last = max(1, epochs - 1) if rule.student else epochs
+    ends = [round(sum(rule.stages[: i + 1]) * epochs) for i in range(len(rule.stages))]
+    return tuple(sorted({min(max(1, end), last) for end in ends}))
 
 
 def _several(argument: str, spec: Any, table: Mapping[str, Callable[..., Any]], kind: type) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""`kinfold`: the command line. Few verbs; `train` takes its configuration as flags, as a YAML file, or both.
+"""`kinfold`: the command line. Few verbs; `train` and `compare` take their configuration as flags, as YAML, or both.
 
 Standard output holds the result and nothing else; progress, findings and errors go to standard error. What needs
 torch is imported by the command that needs it, so that help is quick. The contract is docs/contracts.md.
@@ -25,15 +25,18 @@ from rich.console import Console
 
 from kinfold._version import __version__
 from kinfold.errors import InputError, RunError, unknown
+from kinfold.tracking.grid import live_grid, plain_grid
 from kinfold.tracking.progress import LiveProgress, print_message, printable
 
 if TYPE_CHECKING:  # they import torch
+    from kinfold.comparing import Comparison
     from kinfold.data import Dataset
     from kinfold.result import Result
     from kinfold.selection import Estimate
 
 Json: TypeAlias = dict[str, Any]
 Given: TypeAlias = Mapping[str, Any]
+Listening: TypeAlias = AbstractContextManager[Callable[[Given], None]]
 
 _Kind: TypeAlias = Literal["classification", "regression"]
 _Auto: TypeAlias = Literal["auto"]
@@ -59,12 +62,12 @@ _WANTED: Mapping[Any, str] = {
 
 @dataclass(frozen=True)
 class Key:
-    """A key of `train`'s configuration: `--batch-size` as a flag, `batch_size` in a file.
+    """A key of a configuration: `--batch-size` as a flag, `batch_size` in a file.
 
     Attributes:
         type: what its value is, None included where it may be null.
         metavar: what stands for the value in the help.
-        help: what it is for; defaults are those of `kinfold.fit`, and are not written here again.
+        help: what it is for; defaults are those of the Python functions, and are not written here again.
     """
 
     type: Any
@@ -107,6 +110,17 @@ KEYS: Mapping[str, Key] = {
     "seed": Key(int, "S", "of everything random"),
 }
 """Everything that `config.yaml` holds beside `data`."""
+
+_SET_BY_ARMS = ("transfer", "holdout", "seed")
+COMPARE_KEYS: Mapping[str, Key] = {
+    "arms": Key(_Parts, "ARMS", "a,b,c: controls, and rules such as teach+papa; or a list that has mappings, too"),
+    "seeds": Key(int, "K", "how many seeds every arm runs with"),
+    "test": Key(str | None, "DATA", "labelled rows that nothing else touches (default: DATA:test where there is one)"),
+    "test_share": Key(float, "F", "share of the rows that each seed sets aside for the test, where there are none"),
+    "control": Key(str | None, "ARM", "the arm that the others are set against (default: all-rows, else the first)"),
+    **{name: key for name, key in KEYS.items() if name not in _SET_BY_ARMS},
+}
+"""Everything that `comparison.yaml` holds beside `data`: what `train` takes, but for what arms and seeds decide."""
 
 
 @dataclass(frozen=True)
@@ -193,13 +207,29 @@ def _parse(name: str, arguments: list[str]) -> Json:
 def _parse_error(error: ArgumentError) -> str:
     """What jsonargparse says, or of a value of a wrong type what would have been right."""
     found = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', str(error), re.DOTALL)
-    if found is None or found[1] not in KEYS:
+    key = None if found is None else {**KEYS, **COMPARE_KEYS}.get(found[1])
+    if found is None or key is None:
         return " ".join(str(error).split())
-    return f"{found[1]}: is {found[2]!r}; give {_WANTED[KEYS[found[1]].type]}"
+    return f"{found[1]}: is {found[2]!r}; give {_WANTED[key.type]}"
 
 
 def _declare_train(parser: ArgumentParser) -> None:
-    defaults = _defaults()
+    _declare_keys(parser, KEYS, _defaults())
+    parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/<data>-<model>-<n>)")
+    parser.add_argument("--json", action="store_true", help="print result.json alone")
+
+
+def _declare_compare(parser: ArgumentParser) -> None:
+    from kinfold.comparing import compare
+
+    defaults = _defaults() | _defaults_of(compare)
+    _declare_keys(parser, COMPARE_KEYS, defaults | {"arms": ",".join(defaults["arms"])})
+    parser.add_argument("--out", metavar="DIR", help="directory of the comparison (default: runs/compare-<data>-<n>)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON alone")
+
+
+def _declare_keys(parser: ArgumentParser, keys: Mapping[str, Key], defaults: Given) -> None:
+    """Adds DATA, a flag for each key, and what goes with a configuration."""
     parser.add_argument(
         "data",
         nargs="?",
@@ -208,7 +238,7 @@ def _declare_train(parser: ArgumentParser) -> None:
         metavar="DATA",
         help="a name (kinfold data list), a .csv, .tsv, .parquet or .npz file, or package.module:function",
     )
-    for name, key in KEYS.items():
+    for name, key in keys.items():
         dashed = f"--{name.replace('_', '-')}"
         default = defaults.get(name)
         parser.add_argument(
@@ -219,10 +249,8 @@ def _declare_train(parser: ArgumentParser) -> None:
             help=key.help if default in (None, ()) else f"{key.help} (default: {default})",
         )
     parser.add_argument("--config", metavar="FILE", help="YAML file of these keys; flags go before it")
-    parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/<data>-<model>-<n>)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out where it stopped")
+    parser.add_argument("--resume", action="store_true", help="go on with what is in --out where it stopped")
     parser.add_argument("--quiet", action="store_true", help="no progress, findings or notes")
-    parser.add_argument("--json", action="store_true", help="print result.json alone")
 
 
 def _defaults() -> Json:
@@ -230,54 +258,70 @@ def _defaults() -> Json:
     from kinfold.assembling import BY_RECIPE
     from kinfold.fitting import fit
 
-    parameters = inspect.signature(fit).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return defaults | dict.fromkeys(BY_RECIPE, "auto")
+    return _defaults_of(fit) | dict.fromkeys(BY_RECIPE, "auto")
+
+
+def _defaults_of(function: Callable[..., Any]) -> Json:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _train(given: Given) -> str:
-    from kinfold.assembling import BY_RECIPE
     from kinfold.files import jsonable
     from kinfold.fitting import fit
 
+    values = _values("train", KEYS, given)
+    folder = None if given["out"] is None else Path(given["out"])
+
+    def out(config: Given) -> Path:
+        nonlocal folder
+        model = config["model"]
+        structure = model if isinstance(model, str) else str(model.get("name") or model.get("class_path"))
+        folder = _free_folder(_source(config["data"]), structure)
+        return folder
+
+    try:
+        with _listener(given["quiet"], LiveProgress, lambda: nullcontext(print_message)) as listen:
+            result = fit(**values, out=folder or out, resume=given["resume"], listen=listen)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_interrupted("train", folder)) from None
+    said = jsonable(result.to_json())
+    assert folder is not None  # named above, or by `out`
+    return _json(said) if given["json"] else _summary(said, folder)
+
+
+def _values(command: str, keys: Mapping[str, Key], given: Given) -> Json:
+    """Returns what the flags and the configuration file say, "auto" where both leave the choice to a recipe."""
+    from kinfold.assembling import BY_RECIPE
+
     if given["resume"] and given["out"] is None:
-        raise InputError("resume: the run directory is not named; give --out DIR.")
-    values = {name: value for name, value in given.items() if name in ("data", *KEYS)}
-    config = _config_file(given)
+        raise InputError("resume: the directory to go on in is not named; give --out DIR.")
+    values = {name: value for name, value in given.items() if name in ("data", *keys)}
+    config = _config_file(command, given)
     if config is not None:
-        values = _config(config, values) | values
+        values = _config(command, keys, config, values) | values
     if "data" not in values:
         raise InputError("data: is not named; give DATA (kinfold data list has names) or --config FILE.")
     values = dict.fromkeys(BY_RECIPE, "auto") | values
     for name, value in values.items():
         if isinstance(value, str) and value[:1] in ("{", "["):
             raise InputError(f"{name}: {value} cannot be read as YAML; close its brackets, and put quotes around it.")
-    folder = None if given["out"] is None else Path(given["out"])
-
-    def out(config: Given) -> Path:
-        nonlocal folder
-        folder = _free_folder(config["data"], config["model"])
-        return folder
-
-    try:
-        with _listener(given["quiet"]) as listen:
-            result = fit(**values, out=folder or out, resume=given["resume"], listen=listen)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_interrupted(folder)) from None
-    said = jsonable(result.to_json())
-    assert folder is not None  # named above, or by `out`
-    return _json(said) if given["json"] else _summary(said, folder)
+    return values
 
 
-def _config_file(given: Given) -> Path | None:
-    """The file that has what the flags leave out: the one named or, on resuming, the run's own."""
+_RECORDS = {"train": "config.yaml", "compare": "comparison.yaml"}
+"""The file by which a command knows a directory of its own again, and that has its configuration."""
+
+
+def _config_file(command: str, given: Given) -> Path | None:
+    """The file that has what the flags leave out: the one named or, on resuming, the directory's own."""
     if given["config"] is not None:
         return Path(given["config"])
-    own = Path(given["out"], "config.yaml") if given["resume"] else None
+    own = Path(given["out"], _RECORDS[command]) if given["resume"] else None
     return own if own is not None and own.exists() else None
 
 
-def _config(path: Path, flags: Given) -> Json:
+def _config(command: str, keys: Mapping[str, Key], path: Path, flags: Given) -> Json:
     """Returns what a configuration file says, without what the flags say instead."""
     from kinfold.config import is_object
     from kinfold.files import read_yaml
@@ -285,13 +329,15 @@ def _config(path: Path, flags: Given) -> Json:
     content = read_yaml(path)
     if not isinstance(content, (dict, type(None))):
         raise InputError(f"config: {path} holds no keys; write lines such as 'tasks: 8'.")
+    if content is not None and path.name == _RECORDS["compare"]:
+        content = _as_given(content, flags)
     values = {}
     for name, value in (content or {}).items():
-        if name not in ("data", *KEYS):
-            raise unknown(f"config {path}", name, ("data", *KEYS))
+        if name not in ("data", *keys):
+            raise unknown(f"config {path}", name, ("data", *keys))
         if name in flags:
             continue
-        wanted = _WANTED[str if name == "data" else KEYS[name].type]
+        wanted = _WANTED[str if name == "data" else keys[name].type]
         if is_object(value):
             raise InputError(
                 f"config {path}: {name} was a Python object; run it from Python, or give {name} as a flag."
@@ -300,38 +346,46 @@ def _config(path: Path, flags: Given) -> Json:
             raise InputError(f"config {path}: {name}: is null; give {wanted}, or leave it out.")
         values[name] = value
     try:
-        parsed: Json = _parser("train").parse_object(values, defaults=False).as_dict()
+        parsed: Json = _parser(command).parse_object(values, defaults=False).as_dict()
     except ArgumentError as error:
         raise InputError(f"config {path}: {_parse_error(error)}.") from None
     return parsed
 
 
-def _free_folder(data: str, model: _Part) -> Path:
-    """Returns the first directory runs/<data>-<model>-<n> that is not there yet."""
-    structure = model if isinstance(model, str) else str(model.get("name") or model.get("class_path"))
-    source = data if ":" in data else Path(data).stem
-    stem = "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") or "run" for part in (source, structure))
+def _as_given(record: Json, flags: Given) -> Json:
+    """Returns what `comparison.yaml` says as keys: without what arms and seeds decide, and the share of test rows."""
+    content = {name: value for name, value in record.items() if name not in _SET_BY_ARMS}
+    by_share = record.get("test") is None and "holdout" in record and "test" not in flags
+    return {**content, "test_share": record["holdout"]} if by_share else content
+
+
+def _source(data: str) -> str:
+    return data if ":" in data else Path(data).stem
+
+
+def _free_folder(*words: str) -> Path:
+    """Returns the first directory runs/<words>-<n> that is not there yet."""
+    stem = "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") or "run" for word in words)
     folders = (Path("runs", f"{stem}-{n}") for n in itertools.count(1))
     return next(folder for folder in folders if not folder.exists())
 
 
-def _listener(quiet: bool) -> AbstractContextManager[Callable[[Json], None]]:
+def _listener(quiet: bool, live: Callable[[Console], Listening], plain: Callable[[], Listening]) -> Listening:
+    """Returns what hears events: what keeps a terminal up to date, or what writes lines where there is none."""
     if quiet:
         return nullcontext(lambda event: None)
     console = Console(stderr=True)
-    if sys.stderr.isatty() and not console.is_dumb_terminal:
-        return LiveProgress(console)
-    return nullcontext(print_message)
+    return live(console) if sys.stderr.isatty() and not console.is_dumb_terminal else plain()
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _interrupted(folder: Path | None) -> str:
-    if folder is None or not (folder / "config.yaml").exists():
+def _interrupted(command: str, folder: Path | None) -> str:
+    if folder is None or not (folder / _RECORDS[command]).exists():
         return "interrupted before training began; nothing was written."
-    return f"interrupted; go on with: kinfold train --resume --out {shlex.quote(str(folder))}"
+    return f"interrupted; go on with: kinfold {command} --resume --out {shlex.quote(str(folder))}"
 
 
 _SELECTED_BY = {
@@ -344,6 +398,8 @@ _SELECTED_BY = {
 
 def _summary(said: Json, folder: Path) -> str:
     """What `train` prints of a result.json: the estimate first."""
+    from kinfold.report import picked_words
+
     selected, transfers, cost = said["selected"], said["transfers"], said["cost"]
     metric, estimate = said["scores"]["metric"], said["estimate"]
     if estimate is None:
@@ -352,12 +408,13 @@ def _summary(said: Json, folder: Path) -> str:
         first = (
             f"{_scored(estimate)} on {estimate['rows']} sealed rows, {'clean' if estimate['clean'] else 'not clean'}"
         )
-    kind = f"task {selected['task']} of {said['tasks']}" if selected["kind"] == "task" else selected["kind"]
-    score = selected["score"] if selected["criterion"] == "rank" else _number(metric, selected["score"])
+    distilled = selected["kind"] == "distilled"
+    score = _number("rank" if selected["criterion"] == "rank" else metric, selected["score"])
     by = _SELECTED_BY[selected["criterion"]].format(said["tasks"])
+    but = "says little, since it trained on their rows" if distilled else "optimistic, since it was selected by"
     rows = {
-        "selected": kind,
-        "selection score": f"{score}, {by}; optimistic, since it was selected by",
+        "selected": printable(picked_words(said)),
+        "validation score" if distilled else "selection score": f"{score}, {by}; {but}",
         "transfers": f"{transfers['accepted']} accepted of {transfers['proposed']} proposed",
         "engine": f"{said['engine']} on {said['device']}, {said['precision']}",
         "time": f"{cost['wall_seconds']:.1f} s, {said['epochs_run']} epochs, stopped by {said['stopped']}",
@@ -379,6 +436,81 @@ def _number(metric: str, value: float | int | None) -> str:
     if value is None:
         return "undefined"
     return f"{value:.3f}" if metric == "accuracy" else f"{value:.4g}"
+
+
+def _compare(given: Given) -> str:
+    from kinfold.comparing import compare
+
+    values = _values("compare", COMPARE_KEYS, given)
+    if values.get("test") is not None and "test_share" in values:
+        raise InputError(f"test_share: is of no use where test is {values['test']!r}; leave out one of the two.")
+    untold = []
+    official = None if {"test", "test_share"} & values.keys() else _official_test(values["data"])
+    if official is not None:
+        values["test"] = official
+        untold.append(f"judged by the official test part {official}; --test-share F sets rows aside in its place")
+    if "arms" in values:
+        values["arms"] = _arms(values["arms"])
+    folder = _free_folder("compare", _source(values["data"])) if given["out"] is None else Path(given["out"])
+    try:
+        with _listener(given["quiet"], live_grid, plain_grid) as listen:
+
+            def told(event: Given) -> None:
+                while untold:  # not before everything has been checked: bad input gets one line alone
+                    listen({"event": "note", "message": untold.pop()})
+                listen(event)
+
+            found = compare(**values, out=folder, resume=given["resume"], listen=told)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_interrupted("compare", folder)) from None
+    return _json(_compared(found, folder)) if given["json"] else _comparison(found, folder)
+
+
+def _arms(said: _Parts) -> list[_Part]:
+    if isinstance(said, str):
+        return [name.strip() for name in said.split(",")]
+    return [said] if isinstance(said, dict) else said
+
+
+def _official_test(data: str) -> str | None:
+    """Returns the name of a public set's official test part, or None."""
+    from kinfold.data import PUBLIC
+
+    return f"{data}:test" if data in PUBLIC and PUBLIC[data].test_rows is not None else None
+
+
+def _compared(found: "Comparison", folder: Path) -> Json:
+    """What `compare --json` prints."""
+    from kinfold.files import jsonable
+
+    config = found.config
+    arms = [
+        {**asdict(arm), "train_loss": arm.train_loss._asdict(), "gap": arm.gap._asdict()} for arm in found.summaries
+    ]
+    said: Json = jsonable(
+        {
+            "version": __version__,
+            **{name: config[name] for name in ("data", "model", "tasks", "seeds", "test", "control")},
+            "metric": found.metric,
+            "arms": arms,
+            "scores": [asdict(score) for score in found.scores],
+            "sentence": found.sentence,
+            "out": str(folder),
+        }
+    )
+    return said
+
+
+def _comparison(found: "Comparison", folder: Path) -> str:
+    """What `compare` prints: the table and the words, and where they lie."""
+    rows = {
+        "table": folder / "comparison.md",
+        "scores": folder / "scores.csv",
+        "plots": folder / "*.svg",
+    }
+    width = max(map(len, rows)) + 2
+    table = [printable(line) for line in found.to_markdown().split("\n")]
+    return "\n".join([*table, *(f"{name:{width}}{printable(str(path))}" for name, path in rows.items())])
 
 
 def _declare_evaluate(parser: ArgumentParser) -> None:
@@ -614,6 +746,7 @@ def _models(given: Given) -> str:
 
 COMMANDS: Mapping[str, Command] = {
     "train": Command("Trains T networks on T splits and keeps the best one.", "DATA", _declare_train, _train),
+    "compare": Command("Compares ways of training at equal compute.", "DATA", _declare_compare, _compare),
     "evaluate": Command("Scores a run's model on labelled rows.", "RUN DATA", _declare_evaluate, _evaluate),
     "predict": Command("Writes a run's predictions for rows.", "RUN DATA --out FILE", _declare_predict, _predict),
     "report": Command("Rewrites a run's report.html.", "RUN", _declare_run, _report),
@@ -634,6 +767,7 @@ def _overview() -> str:
             "",
             "To begin:   kinfold train digits",
             "Your own:   kinfold train table.csv --target COLUMN",
+            "Worth it?   kinfold compare digits",
             "All flags:  kinfold train --help",
         ]
     )

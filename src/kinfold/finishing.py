@@ -23,28 +23,27 @@ from kinfold.run import Event, Listener, Progress, open_targets
 from kinfold.selection import Estimate, estimate, exposed_share, overall, select
 from kinfold.splits import Splits
 from kinfold.student import Student, epochs_done, epochs_within, train_student
-from kinfold.tasks.objective import Metric, Objective
+from kinfold.tasks.objective import Objective
 from kinfold.tasks.update import MakeScheduler
-from kinfold.transfer.base import Rule, View
-from kinfold.transfer.changes import Teach
+from kinfold.transfer.base import Lesson, Rule, View
 
 
 @dataclass(frozen=True)
 class Remaining:
-    """What is to come when the tasks have ended.
+    """What is to come besides training the tasks.
 
     Attributes:
         rule: the transfer rule, which may want a student.
         candidates: what else may be handed back; their trackers are the last of the job's methods, in this order.
         epochs: a task's part of the whole budget, in periods.
-        task_epochs: what of it the tasks may have.
+        stages: numbers of the periods at which the tasks' stages end.
         scheduler: makes the schedule of a training of so many epochs, or None.
     """
 
     rule: Rule
     candidates: tuple[Candidate, ...]
     epochs: int
-    task_epochs: int
+    stages: tuple[int, ...]
     scheduler: Callable[[int], MakeScheduler | None]
 
 
@@ -57,6 +56,7 @@ def finish(
     encoder: Encoder,
     *,
     remaining: Remaining,
+    lesson: Lesson | None,
     folder: Path | None,
     config: dict[str, Any],
     history: list[Event],
@@ -65,8 +65,9 @@ def finish(
 ) -> Result:
     """Trains the student if there is to be one, scores every candidate, picks one, and estimates it.
 
-    `folder` is where the student's checkpoints are kept, or None. Of wall-clock time the result has only what was
-    spent on the student before the run was resumed: the rest is the caller's to add.
+    `lesson` is the student's, or None where there is to be none; `folder` is where its checkpoints are kept, or
+    None. Of wall-clock time the result has only what was spent on the student before the run was resumed: the rest
+    is the caller's to add.
     """
     criterion = str(config["criterion"])
     unsealed = torch.from_numpy(~splits.sealed)
@@ -77,20 +78,33 @@ def finish(
     picks += _built(engine, job, progress, remaining.candidates, unsealed, criterion)
     metrics, all_losses = (torch.stack([getattr(pick, name) for pick in picks]) for name in ("metric", "loss"))
     pick = picks[select(metrics, all_losses, criterion, job.better)]
-    student = _student(engine, job, progress, remaining, unsealed, listen, folder)
+    scores = overall(metrics, criterion).tolist()
+    student = None
+    if lesson is not None:
+        student = _student(engine, job, progress, remaining, lesson, unsealed, listen, folder)
     if student is not None:
         # Handed back whatever the others score: it has seen every unsealed row, so none is left to compare it on.
         exposed = unsealed | progress.best_exposed.any(0)
-        pick = _Pick(
-            "distilled", "distilled", tuple(range(job.tasks)), student.model, exposed, *_scores_of(student.model, job)
-        )
+        members = () if lesson is None or lesson.targets is None else tuple(range(job.tasks))
+        pick = _Pick("distilled", "distilled", members, student.model, exposed, *_scores_of(student.model, job))
         picks.append(pick)
+        # Its rank among the others would say nothing, and would be theirs to share.
+        scores.append(math.nan if criterion == "rank" else float(overall(pick.metric[None], criterion)[0]))
     metric = job.objective.metric
     shown = matrix if metric.higher_is_better else -matrix
     model = engine.export(pick.members[0]) if pick.model is None else pick.model
     visits = engine.visits() + (0 if student is None else student.visits)
     train_seconds = progress.train_seconds + (0.0 if student is None else student.seconds)
-    contenders = tuple(_contender(one, criterion, metric, unsealed) for one in picks)
+    contenders = tuple(
+        Contender(
+            one.kind,
+            one.name,
+            one.members,
+            -score if criterion == "rank" else metric.oriented(score),
+            float(one.exposed[unsealed].double().mean()),
+        )
+        for one, score in zip(picks, scores, strict=True)
+    )
     return Result(
         model=model,
         selected=Selected(
@@ -142,12 +156,6 @@ class _Pick:
     loss: Float[Tensor, " T"]
 
 
-def _contender(pick: _Pick, criterion: str, metric: Metric, unsealed: Bool[Tensor, " N"]) -> Contender:
-    score = float(overall(pick.metric[None], criterion)[0]) if criterion != "rank" else math.nan
-    exposed = float(pick.exposed[unsealed].double().mean())
-    return Contender(pick.kind, pick.name, pick.members, metric.oriented(score), exposed)
-
-
 def _built(
     engine: Engine,
     job: Job,
@@ -159,10 +167,15 @@ def _built(
     """The soups and averages that were asked for, scored like the tasks' own models."""
     if not candidates:
         return []
+    # A rank is one among others: for a model by itself, the mean stands in for it.
+    alone = "mean" if criterion == "rank" else criterion
+
+    def decisive(model: nn.Module) -> float:
+        metric, loss = _scores_of(model, job)
+        return float(overall((metric if job.better == "metric" else -loss)[None], alone)[0])
+
     members = tuple(engine.export(t) for t in range(job.tasks))
-    finished = Finished(
-        job, progress, unsealed, members, lambda model: float(overall(_scores_of(model, job)[0][None], criterion)[0])
-    )
+    finished = Finished(job, progress, unsealed, members, decisive)
     states = engine.method_states()
     tracking = [candidate for candidate in candidates if candidate.tracker(1) is not None]
     watched = dict(zip(tracking, states[len(states) - len(tracking) :], strict=True))
@@ -173,25 +186,16 @@ def _built(
     ]
 
 
-def _student(
-    engine: Engine,
-    job: Job,
-    progress: Progress,
-    remaining: Remaining,
-    unsealed: Bool[Tensor, " N"],
-    listen: Listener,
-    folder: Path | None,
-) -> Student | None:
-    """The model trained on all unsealed rows with what the rule left of the budget."""
+def ask_for_lesson(
+    engine: Engine, job: Job, progress: Progress, remaining: Remaining, unsealed: Bool[Tensor, " N"], last: bool
+) -> Lesson | None:
+    """Returns what the rule would teach a student at the end of a stage; None where it wants none yet, or never."""
     rule = remaining.rule
-    if not rule.share or job.tasks == 1:
+    if not rule.student or job.tasks == 1 or progress.period == remaining.epochs:
         return None
-    rows = int(unsealed.sum())
-    visits = engine.visits() // progress.period * (remaining.epochs - remaining.task_epochs)
-    epochs = epochs_within(visits, rows, job.batch_size)
     view = View(
         period=progress.period,
-        epochs=remaining.task_epochs,
+        epochs=progress.period,
         metric=progress.best[:, 0],
         loss=progress.best[:, 1],
         train_loss=torch.full_like(progress.best[:, 0], math.nan),
@@ -206,21 +210,31 @@ def _student(
         predict=partial(engine.predict, best=True) if "predictions" in rule.needs else None,
         losses=partial(engine.losses, best=True) if "losses" in rule.needs else None,
     )
-    lesson = rule.graduate(view, progress.rule)
-    teach = None
-    if lesson is not None:
-        nobody = torch.zeros(1, 1, dtype=torch.bool)  # the student is no task; what it is exposed to is said above
-        unlabelled = torch.zeros_like(unsealed)[None]
-        teach = Teach(lesson.targets[None], lesson.weight[None], nobody, unlabelled, lesson.temperature)
-        if lesson.note is not None and not epochs_done(folder):
-            listen({"event": "note", "period": progress.period + 1, "message": lesson.note})
+    return rule.graduate(view, progress.rule, last)
+
+
+def _student(
+    engine: Engine,
+    job: Job,
+    progress: Progress,
+    remaining: Remaining,
+    lesson: Lesson,
+    unsealed: Bool[Tensor, " N"],
+    listen: Listener,
+    folder: Path | None,
+) -> Student:
+    """The model trained on all unsealed rows with what the tasks left of the budget."""
+    if lesson.note is not None and not epochs_done(folder):
+        listen({"event": "note", "period": progress.period + 1, "message": lesson.note})
+    visits = engine.visits() // progress.period * (remaining.epochs - progress.period)
+    epochs = epochs_within(visits, int(unsealed.sum()), job.batch_size)
     trackers = sum(candidate.tracker(1) is not None for candidate in remaining.candidates)
     return train_student(
         replace(job, methods=job.methods[: len(job.methods) - trackers]),
         unsealed,
         epochs=epochs,
         scheduler=remaining.scheduler(epochs),
-        lesson=teach,
+        targets=lesson.targets,
         after=progress.period,
         listen=listen,
         checkpoints=folder,

@@ -20,7 +20,7 @@ from kinfold.candidates import Candidate
 from kinfold.checkpoint import Checkpoints
 from kinfold.engines import Engine, Precision, choose_engine
 from kinfold.errors import InputError
-from kinfold.finishing import finish
+from kinfold.finishing import ask_for_lesson, finish
 from kinfold.methods import Method
 from kinfold.report import write_report
 from kinfold.result import Result, load, write_start
@@ -172,7 +172,7 @@ def carry_out(
         resume: whether to go on from the checkpoints there.
         listen: as in `fit`.
     """
-    job, prepared, rule = assembled.job, assembled.prepared, assembled.remaining.rule
+    job, prepared, remaining = assembled.job, assembled.prepared, assembled.remaining
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints")
     saved = None if checkpoints is None or not resume else checkpoints.latest()
     if saved is not None and folder is not None:
@@ -181,7 +181,14 @@ def carry_out(
         torch.cuda.reset_peak_memory_stats(job.device)
     started, note = choose_engine(engine if saved is None else saved[1]["engine_name"], job)
     told = assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]
-    progress = Progress.start(job, rule, prepared.fingerprint) if saved is None else Progress.load(started, *saved)
+    if saved is None:
+        progress = Progress.start(job, remaining.rule, prepared.fingerprint)
+    else:
+        stage = saved[1]["run"]["stage"]
+        if stage:  # the schedule of its stage, for the state of that schedule to be put into
+            ends = remaining.stages
+            started.reschedule(remaining.scheduler(ends[stage] - ends[stage - 1]))
+        progress = Progress.load(started, *saved)
     earlier = progress.wall_seconds
     if folder is not None:
         _open(folder, assembled.config, prepared.splits, fresh=saved is None)
@@ -190,17 +197,27 @@ def carry_out(
     if saved is None:
         for event in told:
             history(event)
-    stopped = run(
-        started,
-        job,
-        rule,
-        progress,
-        epochs=assembled.remaining.task_epochs,
-        patience=patience,
-        unsealed=torch.from_numpy(~prepared.splits.sealed),
-        listen=history,
-        checkpoints=checkpoints,
-    )
+    unsealed, stages, lesson, stopped = torch.from_numpy(~prepared.splits.sealed), remaining.stages, None, "epochs"
+    for stage, end in enumerate(stages):
+        if stage < progress.stage:
+            continue
+        if stage > progress.stage:
+            started.reschedule(remaining.scheduler(end - progress.period))
+            progress.stage = stage
+        stopped = run(
+            started,
+            job,
+            remaining.rule,
+            progress,
+            epochs=end,
+            patience=patience,
+            unsealed=unsealed,
+            listen=history,
+            checkpoints=checkpoints,
+        )
+        lesson = ask_for_lesson(started, job, progress, remaining, unsealed, last=end == stages[-1])
+        if lesson is not None:
+            break
     result = finish(
         started,
         job,
@@ -208,7 +225,8 @@ def carry_out(
         prepared.splits,
         prepared.dataset,
         prepared.encoder,
-        remaining=assembled.remaining,
+        remaining=remaining,
+        lesson=lesson,
         folder=student_folder,
         config=assembled.config,
         history=history.events,

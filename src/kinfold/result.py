@@ -76,8 +76,8 @@ class Contender:
         kind: `task`, `soup`, `average` or `distilled`.
         name: the candidate's, such as `greedy-soup`; else the kind again.
         members: the tasks that are in it.
-        score: by the run's criterion over all validation sets; NaN for `rank`, which depends on the others. Of a
-            distilled model it says little, which has trained on these rows.
+        score: by the run's criterion over all validation sets, as in `Selected`. Of a distilled model it says
+            little, which has trained on these rows; NaN for its `rank`, which the others have among themselves.
         exposed: share of the unsealed rows that it, or anything it learned from, has trained on.
     """
 

@@ -33,6 +33,7 @@ class Progress:
 
     Attributes:
         period: periods done.
+        stage: which stage of the tasks' training these belong to, the last of them (see `Rule.stages`).
         best: [T, 2] (metric, loss) of each task's best snapshot; NaN before the first.
         stale: [T] periods since the task last improved.
         ledger: rows that each task has been exposed to.
@@ -57,6 +58,7 @@ class Progress:
     by_pair: Int64[Tensor, "T T"]
     scores: Float[Tensor, "T 2"]
     period: int = 0
+    stage: int = 0
     steps: int = 0
     proposed: int = 0
     accepted: int = 0
@@ -103,7 +105,17 @@ class Progress:
 
 
 _TENSORS = ("best", "stale", "best_exposed", "by_pair", "scores")
-_PLAIN = ("period", "steps", "proposed", "accepted", "train_seconds", "transfer_seconds", "wall_seconds", "data")
+_PLAIN = (
+    "period",
+    "stage",
+    "steps",
+    "proposed",
+    "accepted",
+    "train_seconds",
+    "transfer_seconds",
+    "wall_seconds",
+    "data",
+)
 
 
 def run(
@@ -257,7 +269,7 @@ class _Transfers:
             metric=progress.scores[:, 0],
             loss=progress.scores[:, 1],
             train_loss=train_loss,
-            sound=engine.sound(),
+            sound=engine.sound() & train_loss.isfinite(),  # a model may give NaN with finite parameters
             improved=improved,
             validation=job.validation,
             exposed=progress.ledger.exposed,

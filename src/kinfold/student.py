@@ -5,6 +5,7 @@ Legend: N rows, C classes or outputs.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
 from kinfold import random
@@ -24,8 +25,6 @@ from kinfold.methods.base import Method
 from kinfold.run import Listener
 from kinfold.tasks.order import Segment, steps_in
 from kinfold.tasks.update import MakeScheduler
-from kinfold.transfer.base import Plan
-from kinfold.transfer.changes import Teach
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def train_student(
     *,
     epochs: int,
     scheduler: MakeScheduler | None,
-    lesson: Teach | None = None,
+    targets: Shaped[Tensor, "N *C"] | None = None,
     watching: Sequence[Method] = (),
     model: nn.Module | Callable[[], nn.Module] | None = None,
     words: tuple[int | str, ...] = ("student",),
@@ -70,7 +69,7 @@ def train_student(
         rows: [N] rows to train on.
         epochs: passes over the rows.
         scheduler: of that many epochs, or None.
-        lesson: soft targets for its one task, or None.
+        targets: what stands for the rows' targets, such as probabilities; None for the job's own.
         watching: methods that watch, such as weight averages.
         model: another start; default the job's structure, drawn anew.
         words: key its draws, with the job's seed, apart from those of other models.
@@ -85,6 +84,7 @@ def train_student(
         dataclasses.replace(
             job,
             model=job.model if model is None else model,
+            targets=job.targets if targets is None else targets,
             train=rows[None],
             validation=torch.zeros_like(rows[None]),
             optimizer=job.optimizer if callable(job.optimizer) else job.optimizer[0],
@@ -100,8 +100,6 @@ def train_student(
         tensors, values = saved
         engine.restore(tensors, values["engine"])
         done, seconds, train_loss = values["epochs"], values["seconds"], values["train_loss"]
-    elif lesson is not None:
-        engine.apply(Plan((lesson,)), period=0)
     earlier = seconds
     for epoch in range(done + 1, epochs + 1):
         began = time.perf_counter()
@@ -116,7 +114,7 @@ def train_student(
         if kept is not None:
             tensors, state = engine.state()
             kept.save(epoch, tensors, {"epochs": epoch, "seconds": seconds, "train_loss": train_loss, "engine": state})
-    if not all(bool(value.isfinite().all()) for value in engine.stack.params.values()):
+    if not (math.isfinite(train_loss) and bool(engine.sound().all())):
         raise RunError("the model that is trained on all rows diverged; lower the learning rate, or set clip_norm.")
     engine.snapshot(torch.ones(1, dtype=torch.bool))
     watched = tuple(engine.method_states()[len(job.methods) :])

@@ -92,6 +92,16 @@ def _make_run(tasks: int = 3, periods: int = 4, metric: str = "accuracy", holdou
         "epochs_run": periods,
         "stopped": "patience",
         "selected": {"kind": "task", "task": 0, "criterion": "mean", "score": 0.97},
+        "contenders": [
+            {
+                "kind": "task",
+                "name": "task",
+                "members": [t],
+                "score": 0.97 if t == 0 else 0.9,
+                "exposed": 0.8 + 0.01 * t,
+            }
+            for t in range(tasks)
+        ],
         "scores": {
             "metric": metric,
             "matrix": matrix.tolist(),

@@ -72,6 +72,8 @@ def test_every_part_is_there(make_run):
     for words in (
         "digits · mlp",
         "its best snapshot, kept from period 2",
+        "Every model that might have been handed back",
+        "3 in all",
         "3 of 9 proposed transfers were accepted",
         "copy amto 9 3",
         "teach teach 4 4",
@@ -211,15 +213,105 @@ def test_missing_scores_are_dashes_not_crashes(make_run):
     assert "Peak memory –" in page.text
 
 
-@pytest.mark.parametrize(("kind", "words"), [("soup", "A soup"), ("average", "average"), ("distilled", "distilled")])
-def test_a_pick_that_is_no_task(make_run, kind, words):
-    result, *rest = copy.deepcopy(make_run())
-    result["selected"] = {"kind": kind, "task": None, "criterion": "mean", "score": 0.98}
-    page = Page(render(result, *rest))
+def rows_of(html: str, heading: str) -> list[list[str]]:
+    """The cells of the first table after a heading, tags taken out."""
+    table = html[html.index(f"<h2>{heading}</h2>") :].split("<tbody>")[1].split("</tbody>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    return [[re.sub("<[^>]*>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
+
+
+def test_the_contenders_are_listed_and_the_picked_one_is_marked(make_run):
+    run = make_run()
+    assert rows_of(render(*run), "Contenders") == [
+        ["task", "task", "0", "97.0 %", "80 %", "picked"],
+        ["task", "task", "1", "90.0 %", "81 %", ""],
+        ["task", "task", "2", "90.0 %", "82 %", ""],
+    ]
+    result, *rest = copy.deepcopy(run)
+    result["contenders"].append({"kind": "soup", "name": "soup", "members": [0, 2], "score": None, "exposed": 1.0})
+    assert rows_of(render(result, *rest), "Contenders")[-1] == ["soup", "soup", "0, 2", "–", "100 %", ""]
+
+
+def other_pick(make_run, kind, name, task, members, **run):
+    """A run that handed back no task's own model."""
+    result, *rest = copy.deepcopy(make_run(**run))
+    contender = {"kind": kind, "name": name, "members": members, "score": 0.98, "exposed": 0.9}
+    result["contenders"] += [contender | {"name": "another", "score": 0.5}, contender]
+    result["selected"] = {"kind": kind, "task": task, "criterion": "mean", "score": 0.98}
+    return (result, *rest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "task", "members", "words"),
+    [
+        (
+            "soup",
+            "greedy-soup",
+            None,
+            [0, 2],
+            "The greedy-soup of tasks 0 and 2, a mean of their parameters, picked for",
+        ),
+        ("soup", "soup", None, [0, 1, 2], "The soup of all 3 tasks, a mean of their parameters, picked for the best"),
+        ("average", "ema", 1, [1], "The ema of task 1, an average of its parameters over time, picked for the best"),
+    ],
+)
+def test_a_pick_that_is_no_task(make_run, kind, name, task, members, words):
+    run = other_pick(make_run, kind, name, task, members)
+    html = render(*run)
+    page = Page(html)
     assert words in page.text
-    assert "The mean over the 3 validation sets said 98.0 %" in page.text
-    assert "The frame is" not in page.text
+    assert "The mean over the 3 validation sets said 98.0 %; the sealed rows say 95.4 %, 2.6 points lower." in page.text
+    assert "That score chose the model" in page.text
+    assert "Of the unsealed rows, 90 % had been trained on by a model that is in it" in page.text
+    assert "The frame is" not in page.text  # no task's own model was selected
+    assert "best snapshot" not in page.text
+    assert ("The thick line is task 1, whose average was selected." in page.text) is (task == 1)
+    assert "own validation set" not in html
+    assert [row[-1] for row in rows_of(html, "Contenders")] == ["", "", "", "", "picked"]
+
+
+def test_two_that_the_selection_fits_are_neither_marked_nor_named(make_run):
+    result, *rest = other_pick(make_run, "soup", "greedy-soup", None, [0, 2])
+    result["contenders"][-2] |= {"name": "soup", "score": 0.98}
+    html = render(result, *rest)
+    assert not any(row[-1] for row in rows_of(html, "Contenders"))
+    assert "The soup of some tasks, a mean of their parameters, picked for" in Page(html).text
+
+
+def test_a_student(make_run):
+    result, history, *rest = other_pick(make_run, "distilled", "distilled", None, [0, 1, 2])
+    del result["contenders"][-2]
+    bare = Page(render(result, history, *rest))
+    epochs = [{"event": "student", "period": 4 + e, "epoch": e, "epochs": 3, "train_loss": 1 / e} for e in (1, 2, 3)]
+    history += epochs
+    html = render(result, history, *rest)
+    page = Page(html)
+    assert page.count("figure") == bare.count("figure") + 1
+    assert 'aria-label="Training loss of one model on all unsealed rows over 3 epochs"' in html
+    assert "A model distilled from all 3 tasks, trained on all unsealed rows; handed back whatever" in page.text
+    assert "That score says little: the model had trained on the rows behind it." in page.text
+    assert "That score chose the model" not in page.text
+    assert "A distilled model has trained on all of them" in page.text
     assert "thick line" not in page.text
+    assert "The frame is" not in page.text
+    assert rows_of(html, "Contenders")[-1] == ["distilled", "distilled", "0, 1, 2", "98.0 %", "90 %", "picked"]
+
+
+def test_one_task_with_an_average(make_run):
+    page = Page(render(*other_pick(make_run, "average", "swa", 0, [0], tasks=1)))
+    assert "The swa of task 0, an average of its parameters over time, picked for" in page.text
+    assert "The validation set said 98.0 %; the sealed rows say 95.4 %" in page.text
+
+
+def test_moves_inside_a_period_count_as_often_as_they_were_made(make_run):
+    result, history, *rest = copy.deepcopy(make_run())
+    for event in history:
+        if event["event"] == "transfer":
+            for transfer in event["transfers"]:
+                transfer["times"] = 10
+    html = render(result, history, *rest)
+    assert "copy amto 90 30" in Page(html).text
+    assert 'aria-label="130 transfers by recipient and period, 70 of them accepted"' in html
 
 
 def test_interrupted_before_the_first_period(make_run):

@@ -17,6 +17,7 @@ SPECS = [
 ]
 CLASS_SPECS = [StratifiedShuffleSplit(3, test_size=0.4), RepeatedStratifiedKFold(n_splits=2, n_repeats=2)]
 OWN_COUNT = [name for name in SPLITTERS if name != "ordered"]  # these do not let split t depend on T
+UNEVEN = [{"name": "shuffle", "even": False}, {"name": "stratified", "even": False}]
 
 
 def rows(n: int, classes: int | None = 3) -> RowInfo:
@@ -50,7 +51,7 @@ def test_splits_partition_the_unsealed_rows(spec, n, holdout, seed):
         assert_partition(splits)
 
 
-@pytest.mark.parametrize("spec", OWN_COUNT)
+@pytest.mark.parametrize("spec", [*OWN_COUNT, *UNEVEN], ids=str)
 def test_split_t_does_not_depend_on_the_number_of_tasks(spec):
     few, many = (drawn(spec, rows(80), tasks=tasks) for tasks in (2, 7))
     shared = min(few.tasks, many.tasks)
@@ -72,6 +73,58 @@ def test_the_validation_share_is_as_asked(spec, classes):
     splits = drawn(spec, rows(100, classes))
     unsealed = int((~splits.sealed).sum())
     assert (splits.validation.sum(axis=1) == round(0.2 * unsealed)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(5, 40), share=st.floats(0.1, 0.9), tasks=st.integers(1, 12), seed=st.integers(0, 99))
+def test_shuffle_holds_rows_out_equally_often(n, share, tasks, seed):
+    spec = {"name": "shuffle", "val_fraction": share}
+    held_out = drawn(spec, RowInfo(np.zeros(n)), tasks=tasks, holdout=0, seed=seed).validation.sum(axis=0)
+    assert np.ptp(held_out) <= 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5).filter(lambda sizes: max(sizes) > 3),
+    share=st.floats(0.2, 0.8),
+    tasks=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_stratified_holds_rows_of_a_class_out_equally_often(sizes, share, tasks, seed):
+    y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    spec = {"name": "stratified", "val_fraction": share}
+    held_out = drawn(spec, RowInfo(y, len(sizes)), tasks=tasks, holdout=0, seed=seed).validation.sum(axis=0)
+    for number, size in enumerate(sizes):
+        assert np.ptp(held_out[y == number]) <= 1
+        assert size > 1 or not held_out[y == number].any()
+
+
+@pytest.mark.parametrize("spec", ["shuffle", "stratified", *UNEVEN], ids=str)
+def test_each_tasks_validation_rows_are_uniform(spec):
+    """By the seed: of 400, about 80 hold a row out (sd 8); also in the fourth task, which comes after others' turns."""
+    info = RowInfo(np.arange(20) % 2, 2)
+    splits = [drawn(spec, info, holdout=0, seed=seed).validation for seed in range(400)]
+    for task in (0, 3):
+        times = np.sum([validation[task] for validation in splits], axis=0)
+        assert times.sum() == 400 * 4
+        assert (abs(times - 80) < 4.5 * 8).all()
+        assert ((times - 80) ** 2).sum() / (400 * 0.2 * 0.8) < 44  # chi-squared with 19 degrees of freedom: p < 0.001
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "stratified"])
+def test_tasks_take_turns_or_are_independent(kind):
+    """Half of the rows each: by turns the second task has the other half; on their own they share half of theirs."""
+    info = RowInfo(np.arange(20) % 2, 2)
+
+    def shared(even):
+        spec = {"name": kind, "val_fraction": 0.5, "even": even}
+        splits = [drawn(spec, info, tasks=2, holdout=0, seed=seed).validation for seed in range(200)]
+        return np.array([(one & other).sum() for one, other in splits])
+
+    assert not shared(even=True).any()
+    overlaps = shared(even=False)
+    assert abs(overlaps.mean() - 5) < 0.5
+    assert len(set(overlaps.tolist())) > 3
 
 
 @settings(max_examples=30, deadline=None)

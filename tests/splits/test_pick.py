@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinfold.splits.pick import allot, rows_by_class
+from kinfold.splits.pick import allot, by_turns, rows_by_class
 
 SIZES = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) > 1)
 
@@ -35,3 +35,32 @@ def test_every_row_of_a_class_may_be_drawn():
     y = np.repeat([0, 1], 5)
     rng = np.random.default_rng(0)
     assert {int(row) for _ in range(50) for row in rows_by_class(y, 2, rng)} == set(range(10))
+
+
+@settings(max_examples=40, deadline=None)
+@given(held_out=st.lists(st.integers(0, 3), min_size=1, max_size=30), seed=st.integers(0, 9))
+def test_turns_are_all_rows_the_least_held_out_first(held_out, seed):
+    held_out = np.array(held_out)
+    order = by_turns(held_out, np.random.default_rng(seed))
+    assert sorted(order.tolist()) == list(range(len(held_out)))
+    assert (np.diff(held_out[order]) >= 0).all()
+
+
+def test_turns_are_random_among_equals():
+    orders = [by_turns(np.array([0, 1, 0, 1]), np.random.default_rng(seed)).tolist() for seed in range(40)]
+    assert {tuple(order) for order in orders} == {
+        (a, b, c, d) for a, b in ((0, 2), (2, 0)) for c, d in ((1, 3), (3, 1))
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=SIZES, count=st.integers(1, 60), held_out=st.integers(0, 9), seed=st.integers(0, 9))
+def test_within_a_class_who_was_held_out_least_often_comes_first(sizes, count, held_out, seed):
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    held_out = np.random.default_rng(held_out).integers(0, 4, len(y))
+    picked = np.zeros(len(y), dtype=bool)
+    picked[rows_by_class(y, count, rng, held_out)] = True
+    for number in range(len(sizes)):
+        mine, others = held_out[picked & (y == number)], held_out[~picked & (y == number)]
+        assert not len(mine) or not len(others) or mine.max() <= others.min()

@@ -74,7 +74,8 @@ class StochasticAverage(Candidate):
             raise InputError(f"swa: last is {self.last!r}; give a number above 0, and at most 1.")
 
     def tracker(self, epochs: int) -> Method:
-        return _Stochastic(first=max(1, epochs - math.ceil(self.last * epochs) + 1))
+        counted = math.ceil(round(self.last * epochs, 9))  # 0.07 · 100 is a little more than 7
+        return _Stochastic(first=max(1, epochs - counted + 1))
 
     def build(self, finished: Finished, watched: State) -> list[Built]:
         return _averages(finished, watched)
@@ -86,7 +87,7 @@ class _Exponential(Method):
     decay: float | int
 
     def start(self, params: Params) -> State:
-        count = torch.zeros((), device=next(iter(params.values())).device)
+        count = next(iter(params.values())).new_zeros(())
         return {"count": count, **{f"average/{name}": value.clone() for name, value in params.items()}}
 
     def after_step(self, params: Params, state: State) -> tuple[Params, State]:
@@ -101,7 +102,7 @@ class _Stochastic(Method):
     first: int
 
     def start(self, params: Params) -> State:
-        zero = torch.zeros((), device=next(iter(params.values())).device)
+        zero = next(iter(params.values())).new_zeros(())
         averages = {f"average/{name}": value.clone() for name, value in params.items()}
         return {"period": zero, "count": zero.clone(), **averages}
 

@@ -21,7 +21,7 @@ from kinfold.methods.base import State
 class Soup(Candidate):
     """The uniform soup: the mean of all tasks' best snapshots, batch-norm statistics measured anew.
 
-    A task that never had a finite score stays out.
+    A task that never had a finite score stays out: its best snapshot is no more than its start.
 
     Example:
         >>> Soup().name
@@ -32,8 +32,8 @@ class Soup(Candidate):
 
     def build(self, finished: Finished, watched: State) -> list[Built]:
         del watched
-        sound = [t for t, member in enumerate(finished.members) if _finite(member)]
-        return [_soup(finished, sound)] if len(sound) > 1 else []
+        scored = (~finished.progress.best.isnan().any(1)).nonzero().flatten().tolist()
+        return [_soup(finished, scored)] if len(scored) > 1 else []
 
 
 @final
@@ -89,7 +89,3 @@ def averaged(models: Sequence[nn.Module]) -> nn.Module:
             if value.is_floating_point():
                 value.copy_(torch.stack([each[name].to(torch.float64) for each in tensors]).mean(0))
     return result
-
-
-def _finite(model: nn.Module) -> bool:
-    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())

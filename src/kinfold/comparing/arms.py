@@ -128,7 +128,7 @@ def _restarts(trial: Trial) -> dict[str, Score]:
         [[float("nan") if one is None else metric.oriented(one) for one in period] for period in periods]
     ).mean(1)
     epochs = 1 + int(torch.where(means.isnan(), -torch.inf, means).argmax())
-    refitted = _on_all_rows(assembled, epochs, schedule=assembled.remaining.task_epochs)
+    refitted = _on_all_rows(assembled, epochs, schedule=assembled.remaining.epochs)
     return {
         "restarts": _score(
             "restarts", [result.model], trial, assembled, visits, seconds, f"task {result.selected.task}"

@@ -112,7 +112,7 @@ def compare(
         >>> sorted(summary.arm for summary in found.summaries)
         ['all-rows', 'conventional']
     """
-    given = _arguments(model, data, options, test, test_share)
+    given = fit_arguments(model, data, **options) | {"holdout": test_share if test is None else 0.0}
     check(given)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise InputError(f"seeds: is {seeds!r}; give a whole number of at least 1.")
@@ -155,8 +155,16 @@ def compare(
     return found
 
 
-def _arguments(model: Any, data: Any, options: Mapping[str, Any], test: Any, test_share: float | int) -> dict[str, Any]:
-    """All arguments of `fit`, with its defaults; those that a comparison sets itself may not be given."""
+def fit_arguments(model: Any, data: Any, **options: Any) -> dict[str, Any]:
+    """Returns all arguments of `kinfold.fit` by name, with its defaults, but for those about where a run is kept.
+
+    Raises:
+        InputError: an option is unknown, or the comparison's own to set.
+
+    Example:
+        >>> fit_arguments("mlp", "iris", tasks=3)["tasks"]
+        3
+    """
     for name in ("out", "resume", "listen", "seed", "holdout", "transfer"):
         if name in options:
             raise InputError(f"{name}: is the comparison's own to set; leave it out.")
@@ -166,7 +174,7 @@ def _arguments(model: Any, data: Any, options: Mapping[str, Any], test: Any, tes
         raise InputError(f"compare: {error}.") from None
     bound.apply_defaults()
     given = {name: value for name, value in bound.arguments.items() if name not in ("out", "resume", "listen")}
-    return {**given, "transfer": "none", "holdout": test_share if test is None else 0.0}
+    return {**given, "transfer": "none", "holdout": 0.0}
 
 
 def _test_rows(test: Any, dataset: Dataset) -> Dataset:

@@ -115,6 +115,10 @@ class Engine(abc.ABC):
         """Steps the schedules, and tells the methods that a period ended with these scores."""
 
     @abc.abstractmethod
+    def reschedule(self, scheduler: MakeScheduler | None) -> None:
+        """Begins a new schedule of the learning rates, for a further stage of training."""
+
+    @abc.abstractmethod
     def export(self, task: int) -> nn.Module:
         """Returns the best snapshot of a task as a module in eval mode on the CPU."""
 

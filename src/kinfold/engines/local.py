@@ -36,7 +36,7 @@ from kinfold.methods.base import (
 from kinfold.selection.better import better
 from kinfold.tasks.order import Segment, row_orders, steps_in
 from kinfold.tasks.state import TaskStack, build_starts, export_module, forward, materialise, stack_models
-from kinfold.tasks.update import Updater, clip_rows
+from kinfold.tasks.update import MakeScheduler, Updater, clip_rows
 from kinfold.transfer.base import Outcome, Plan
 from kinfold.transfer.changes import Elastic, Mix, Restart, Teach, Tune
 
@@ -363,6 +363,9 @@ class LocalEngine(Engine):
                 self._write(self.stack.params, params, everyone)
                 self._write(self.states[i], state, everyone)
         self.updater.end_period([float(loss) for loss in scores[:, 1]])
+
+    def reschedule(self, scheduler: MakeScheduler | None) -> None:
+        self.updater.reschedule(scheduler)
 
     # -- plans ----------------------------------------------------------------------------------------------------
 

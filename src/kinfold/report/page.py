@@ -24,11 +24,6 @@ from kinfold.report import charts
 Json = dict[str, Any]
 
 _NOTHING = "–"
-_KINDS = {
-    "soup": "A soup: the average of several tasks' parameters",
-    "average": "The average of all tasks' parameters",
-    "distilled": "A model distilled from the tasks",
-}
 _CRITERIA = {
     "mean": "the best mean over all validation sets",
     "worst": "the best score on its worst validation set",
@@ -102,15 +97,16 @@ def render(result: Json, history: list[Json], config: Json, findings: list[Json]
 
     Example:
         >>> result = {"tasks": 1, "epochs_run": 0, "stopped": "interrupted", "estimate": None,
-        ...           "selected": {"kind": "task", "task": 0, "criterion": "mean"},
+        ...           "selected": {"kind": "task", "task": 0, "criterion": "mean", "score": 0.5},
+        ...           "contenders": [{"kind": "task", "name": "task", "members": [0], "score": 0.5, "exposed": 0.0}],
         ...           "scores": {"metric": "accuracy", "matrix": [[0.5]], "own": [0.5], "exposed": [[0.0]]}}
         >>> "no clean estimate" in render(result, history=[], config={}, findings=[]).lower()
         True
     """
     scale = Scale.of(result["scores"]["metric"])
     periods = [event for event in history if event["event"] == "period"]
-    transfers = list(_transfers(history))
-    task = result["selected"]["task"]
+    transfers, forms = list(_transfers(history)), _forms(history)
+    selected = result["selected"]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"score": scale.text, "number": _number, "bytes": _bytes, "seconds": _seconds}
     template = resources.files("kinfold.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
@@ -119,13 +115,16 @@ def render(result: Json, history: list[Json], config: Json, findings: list[Json]
         metric=scale.metric,
         title=" · ".join(str(result[part]) for part in ("data", "model") if result.get(part)),
         selected=_selected(result),
+        picked=picked(result),
+        own_task=selected["task"] if selected["kind"] == "task" else None,
         comparison=_comparison(result, scale),
-        curves=_curves(periods, task, scale),
+        curves=_curves(periods, selected, scale),
+        student=_student([event for event in history if event["event"] == "student"]),
         score_matrix=_score_matrix(result, scale),
-        timeline=_timeline(transfers, result["tasks"], periods),
+        timeline=_timeline(transfers, forms, result["tasks"], periods),
         by_pair=_by_pair(result),
         transfers=transfers,
-        forms=_forms(history),
+        forms=forms,
         findings=findings,
         notes=[event["message"] for event in history if event["event"] == "note"],
         details=(result["estimate"] or {}).get("details") or {},
@@ -154,20 +153,67 @@ def _forms(history: Sequence[Json]) -> list[tuple[str, str, int, int]]:
     for event in history:
         if event["event"] == "transfer":
             for x in event["transfers"]:
-                count = counts.setdefault((event["rule"], x["form"]), [0, 0])
-                count[0] += 1
-                count[1] += x["accepted"]
+                count, times = counts.setdefault((event["rule"], x["form"]), [0, 0]), x.get("times", 1)
+                count[0] += times
+                count[1] += times * x["accepted"]
     return [(rule, form, tried, accepted) for (rule, form), (tried, accepted) in counts.items()]
+
+
+def picked(result: Json) -> Json | None:
+    """Returns the contender that was handed back; None where the selection fits several, or none.
+
+    Args:
+        result: what `result.json` holds.
+    """
+    selected = result["selected"]
+    fitting = [
+        contender
+        for contender in result["contenders"]
+        if (contender["kind"], contender["score"]) == (selected["kind"], selected["score"])
+        and (selected["task"] is None or contender["members"] == [selected["task"]])
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def picked_words(result: Json) -> str:
+    """Returns what was handed back, in words.
+
+    Args:
+        result: what `result.json` holds.
+
+    Example:
+        >>> picked_words({"tasks": 8, "contenders": [], "selected": {"kind": "task", "task": 3, "score": 0.9}})
+        'task 3 of 8'
+    """
+    selected, tasks, contender = result["selected"], result["tasks"], picked(result)
+    name = selected["kind"] if contender is None else contender["name"]
+    if selected["kind"] == "distilled":
+        return f"a model distilled from all {tasks} tasks, trained on all unsealed rows"
+    if selected["kind"] == "average":
+        return f"the {name} of task {selected['task']}, an average of its parameters over time"
+    if selected["kind"] == "soup":
+        return f"the {name} of {_members(contender, tasks)}, a mean of their parameters"
+    return f"task {selected['task']} of {tasks}"
+
+
+def _members(contender: Json | None, tasks: int) -> str:
+    members = [] if contender is None else [str(task) for task in contender["members"]]
+    if not members:
+        return "some tasks"
+    return f"all {tasks} tasks" if len(members) == tasks else f"tasks {', '.join(members[:-1])} and {members[-1]}"
 
 
 def _selected(result: Json) -> str:
     """The sentence that says which model was picked and why."""
     selected, tasks = result["selected"], result["tasks"]
-    if tasks == 1:
+    if tasks == len(result["contenders"]) == 1:
         return "There was one task, and its best model was taken."
-    what = _KINDS.get(selected["kind"], selected["kind"])
+    what = picked_words(result)
+    what = what[0].upper() + what[1:]
+    if selected["kind"] == "distilled":
+        return f"{what}; handed back whatever the others score, for no unsealed row is left to compare it on."
     if selected["kind"] == "task":
-        what = f"Task {selected['task']} of {tasks} (0 to {tasks - 1})"
+        what = f"{what} (0 to {tasks - 1})"
     why = _CRITERIA.get(selected["criterion"], f"the criterion {selected['criterion']!r}")
     return f"{what}, picked for {why}."
 
@@ -175,16 +221,15 @@ def _selected(result: Json) -> str:
 def _comparison(result: Json, scale: Scale) -> Json:
     """What each set of rows said of the selected model: the figure, and the sentences under it."""
     scores, selected, tasks, estimate = result["scores"], result["selected"], result["tasks"], result["estimate"]
-    task = selected["task"]
-    seen = mean = None
+    mean = None
     said: list[tuple[str, float | None]] = []
-    if task is not None:
-        mean, seen = _mean(scores["matrix"][task]), _mean(scores["exposed"][task])
-        said.append(("own validation set", scores["own"][task]))
+    if selected["kind"] == "task":
+        mean = _mean(scores["matrix"][selected["task"]])
+        said.append(("own validation set", scores["own"][selected["task"]]))
     elif selected["criterion"] == "mean":
-        mean = selected.get("score")
-    if tasks > 1:
-        said.append((f"mean of {tasks} validation sets", mean))
+        mean = selected["score"]
+    if tasks > 1 or selected["kind"] != "task":
+        said.append((f"mean of {tasks} validation sets" if tasks > 1 else "validation set", mean))
     if estimate is not None:
         said.append(("sealed rows", estimate["value"]))
     rows = [(name, score * scale.factor) for name, score in said if _present(score)]
@@ -196,35 +241,47 @@ def _comparison(result: Json, scale: Scale) -> Json:
         figure = charts.comparison(
             rows, interval, digits=scale.digits, describe=f"Scores of the selected model: {written}"
         )
-    return {"figure": figure, "words": " ".join(_comparison_words(mean, seen, estimate, tasks, scale))}
+    return {"figure": figure, "words": " ".join(_comparison_words(mean, result, scale))}
 
 
-def _comparison_words(
-    mean: float | None, seen: float | None, estimate: Json | None, tasks: int, scale: Scale
-) -> Iterator[str]:
+def _comparison_words(mean: float | None, result: Json, scale: Scale) -> Iterator[str]:
+    selected, tasks, estimate = result["selected"], result["tasks"], result["estimate"]
+    if mean is None:
+        return
     sets = f"The mean over the {tasks} validation sets" if tasks > 1 else "The validation set"
-    if mean is not None and estimate is not None and _present(estimate["value"]):
+    if estimate is not None and _present(estimate["value"]):
         gap = mean - estimate["value"]
         against = f"{scale.difference(gap)} {'lower' if gap > 0 else 'higher'}" if gap else "the same"
         yield f"{sets} said {scale.text(mean)}; the sealed rows say {scale.text(estimate['value'])}, {against}."
-    elif mean is not None:
+    else:
         yield f"{sets} said {scale.text(mean)}."
-    if mean is not None:
-        yield "That score chose the model, and so flatters it."
+    if selected["kind"] == "distilled":
+        yield "That score says little: the model had trained on the rows behind it."
+        return
+    yield "That score chose the model, and so flatters it."
+    seen = _mean(result["scores"]["exposed"][selected["task"]]) if selected["kind"] == "task" else None
     if seen is not None and seen > 0:
         yield (
             f"Of the rows behind it, {100 * seen:.0f} % had been trained on, by the selected model or by one it "
             "had learned from."
         )
+    contender = picked(result)
+    if selected["kind"] != "task" and contender is not None:
+        yield (
+            f"Of the unsealed rows, {100 * contender['exposed']:.0f} % had been trained on by a model that is in it, "
+            "or by one that these had learned from."
+        )
 
 
-def _curves(periods: Sequence[Json], task: int | None, scale: Scale) -> Json | None:
+def _curves(periods: Sequence[Json], selected: Json, scale: Scale) -> Json | None:
     if not periods:
         return None
+    task = selected["task"]
     when = np.asarray([event["period"] for event in periods], dtype=np.float64)
     losses = _table([event["train_loss"] for event in periods])
     scores = _table([event["metric"] for event in periods]) * scale.factor
-    improved = [] if task is None else [p for p, event in enumerate(periods) if event["improved"][task]]
+    snapshot = task is not None and selected["kind"] == "task"
+    improved = [p for p, event in enumerate(periods) if event["improved"][task]] if snapshot else []
     kept = improved[-1] if improved else None
     of = f"of {losses.shape[1]} tasks over {len(periods)} periods"
     return {
@@ -243,6 +300,20 @@ def _curves(periods: Sequence[Json], task: int | None, scale: Scale) -> Json | N
     }
 
 
+def _student(epochs: Sequence[Json]) -> Markup | None:
+    """The training loss of the model that was trained on all unsealed rows in the end."""
+    if not epochs:
+        return None
+    return charts.curves(
+        _table([[event["train_loss"]] for event in epochs]),
+        np.asarray([event["period"] for event in epochs], dtype=np.float64),
+        selected=None,
+        kept=None,
+        ylabel="training loss",
+        describe=f"Training loss of one model on all unsealed rows over {len(epochs)} epochs",
+    )
+
+
 def _score_matrix(result: Json, scale: Scale) -> list[Markup]:
     """The score matrix; and, where it has too many cells to mark them, how far each had been seen."""
     scores, tasks = result["scores"], result["tasks"]
@@ -251,7 +322,7 @@ def _score_matrix(result: Json, scale: Scale) -> list[Markup]:
     labels: Json = {
         "xlabel": "validation set of task",
         "ylabel": "model of task",
-        "selected": result["selected"]["task"],
+        "selected": result["selected"]["task"] if result["selected"]["kind"] == "task" else None,
     }
     figures = [
         charts.matrix(
@@ -268,15 +339,20 @@ def _score_matrix(result: Json, scale: Scale) -> list[Markup]:
     return figures
 
 
-def _timeline(transfers: Sequence[charts.Transfer], tasks: int, periods: Sequence[Json]) -> Markup | None:
+def _timeline(
+    transfers: Sequence[charts.Transfer],
+    forms: Sequence[tuple[str, str, int, int]],
+    tasks: int,
+    periods: Sequence[Json],
+) -> Markup | None:
     if not transfers:
         return None
-    accepted = sum(x.accepted for x in transfers)
+    tried, accepted = sum(form[2] for form in forms), sum(form[3] for form in forms)
     return charts.timeline(
         transfers,
         tasks,
         int(max([event["period"] for event in periods] + [x.period for x in transfers])),
-        describe=f"{len(transfers)} transfers by recipient and period, {accepted} of them accepted",
+        describe=f"{tried} transfers by recipient and period, {accepted} of them accepted",
     )
 
 

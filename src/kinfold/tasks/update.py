@@ -154,6 +154,14 @@ class Updater:
             if "base_lrs" in vars(schedule):
                 schedule.base_lrs = [group["initial_lr"] for group in groups]
 
+    def reschedule(self, scheduler: MakeScheduler | None) -> None:
+        """Begins a new schedule, from the learning rates that the last one began with; moments stay."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.pop("initial_lr", group["lr"])
+        self._make_scheduler = scheduler
+        self._start_schedulers()
+
     def reset(self, tasks: Bool[Tensor, " T"]) -> None:
         """Forgets the optimizer state (moments, step counts) of some tasks."""
         if bool(tasks.any()):

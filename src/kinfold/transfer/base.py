@@ -105,7 +105,7 @@ class View:
             the scores of the period before (NaN before the first).
         loss: [T] likewise.
         train_loss: [T] each task's mean loss over the batches since the last transfer point, or of the period.
-        sound: [T] whether a task's parameters are all finite; one that diverged has nothing to pass on.
+        sound: [T] whether a task's parameters and training loss are finite; a diverged one has nothing to pass on.
         improved: [T] whether this period improved the task's best score; all False inside a period.
         validation: [T, N] the tasks' validation rows.
         exposed: [T, N] the ledger: rows that the task, or anything it learned from, has trained on.
@@ -144,17 +144,11 @@ class Lesson:
     """What the tasks teach a student that starts anew on all unsealed rows, when they have ended.
 
     Attributes:
-        targets: [N, C] probabilities at temperature τ, or regression values.
-        weight: [N] w of each row's target, 0 to 1; its label has the rest (see `Teach`).
-        teachers: [T] whose knowledge is in it.
-        temperature: τ.
+        targets: [N, C] probabilities that stand for the labels, or [N, K] values; None for the labels themselves.
         note: what the log should say of it, or None.
     """
 
-    targets: Float[Tensor, "N C"]
-    weight: Float[Tensor, " N"]
-    teachers: Bool[Tensor, " T"]
-    temperature: float = 1.0
+    targets: Float[Tensor, "N C"] | None = None
     note: str | None = None
 
 
@@ -169,8 +163,9 @@ class Rule(abc.ABC):
         until: share of the schedule after which there are no more transfers.
         needs: what of `View` must be filled in at extra cost.
         moves: whether its plans propose other parameters; of rules that act together, one may.
-        share: share of the run's budget of sample visits that is kept for a student, which is trained on all
-            unsealed rows when the tasks have ended, and is then the model handed back; 0 for none.
+        stages: shares of the run's budget of sample visits that the tasks have, one stage of training with its own
+            schedule after another. Where they sum to less than 1, a student is trained on all unsealed rows with
+            what is left when the tasks have ended, and is then the model handed back.
     """
 
     name: ClassVar[str]
@@ -179,7 +174,7 @@ class Rule(abc.ABC):
     until: float | int = 0.9
     needs: ClassVar[frozenset[Need]] = frozenset()
     moves: ClassVar[bool] = True
-    share: float | int = 0.0
+    stages: tuple[float | int, ...] = (1.0,)
 
     def start(self, tasks: int) -> State:
         """Returns the state before the first transfer."""
@@ -195,13 +190,21 @@ class Rule(abc.ABC):
         del plan, outcome
         return state
 
-    def graduate(self, view: View, state: State) -> Lesson | None:
-        """Returns what a student is taught besides its labels, for a rule with a `share`; None for nothing.
+    @property
+    def student(self) -> bool:
+        """Whether a part of the budget is left for a student."""
+        return sum(self.stages) < 1.0
 
-        The view is that of the end: scores and predictions are those of the tasks' best snapshots.
+    def graduate(self, view: View, state: State, last: bool) -> Lesson | None:
+        """Returns what a student is taught, at the end of a stage; None where the tasks shall train for another.
+
+        Args:
+            view: scores and predictions are those of the tasks' best snapshots.
+            state: the rule's state.
+            last: whether there is no further stage, and there must be a lesson.
         """
-        del view, state
-        return None
+        del view, state, last
+        return Lesson()
 
     def check_cadence(self) -> None:
         """Raises InputError where `steps`, `period` or `until` cannot be followed; for a rule's `__post_init__`."""

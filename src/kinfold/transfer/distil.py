@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from kinfold.errors import InputError
-from kinfold.transfer.base import Lesson, Need, Plan, Rule, State, View
+from kinfold.transfer.base import Lesson, Need, Plan, Rule, State, View, check_shares
 
 SCALES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 """Temperatures at which the tasks' predictions are tried: small networks are over-confident, short runs too modest."""
@@ -28,52 +28,70 @@ RATES = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25
 @final
 @dataclass(frozen=True)
 class Distil(Rule):
-    """Tasks train alone for the first part of the budget; a student on all unsealed rows has the rest.
+    """Tasks train alone for a first part of the budget; a student on all unsealed rows has the rest.
 
     With p(c) the mean over the tasks that hold a row in validation of softmax(output / s), its label y and the
-    rate of label noise η, spread evenly over the other C − 1 classes, the student's target is the posterior
+    rate of label noise η, spread evenly over the other C − 1 classes, the posterior of the row's true class is
 
         q(c) ∝ p(c) · (1 − η if c = y else η / (C − 1)),
 
     and (s, η) have the greatest likelihood Π [(1 − η) p(y) + η (1 − p(y)) / (C − 1)] over the rows that some task
-    held out. A row that none did keeps its label. In regression the student learns from the labels alone.
+    held out. After a short first stage η is looked at: where it is below `clean` the labels can be believed, and the
+    student learns from these with all that is left. Else the tasks train for a second stage, so that they know
+    more, and the student's targets are q. A row that no task held out keeps its label; in regression all do.
 
     Attributes:
-        share: of the budget of sample visits, that the student has.
+        probe: share of the budget that the tasks have in any case.
+        further: share that they have besides where labels are noisy.
+        clean: rate of noise below which labels are believed.
 
     Example:
-        >>> Distil(share=0.5).due(period=1, epochs=10)
-        False
+        >>> Distil().stages, Distil().student
+        ((0.1, 0.4), True)
     """
 
     name = "distil"
     needs: ClassVar[frozenset[Need]] = frozenset({"predictions"})
     moves: ClassVar[bool] = False
     until = 0.0
-    share: float | int = 0.75
+    probe: float | int = 0.1
+    further: float | int = 0.4
+    clean: float | int = 0.04
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share < 1.0:
-            raise InputError(f"distil: share is {self.share!r}; give a number between 0 and 1.")
+        check_shares(self.name, clean=self.clean)
+        for argument, value in (("probe", self.probe), ("further", self.further)):
+            if not 0.0 < value < 1.0:
+                raise InputError(f"distil: {argument} is {value!r}; give a number between 0 and 1.")
+        if self.probe + self.further >= 1.0:
+            raise InputError(
+                f"distil: probe and further are {self.probe!r} and {self.further!r}, which leaves nothing for the "
+                "student; lower one."
+            )
+        object.__setattr__(self, "stages", (self.probe, self.further))
 
     def plan(self, view: View, state: State, generator: torch.Generator) -> tuple[Plan | None, State]:
         del view, generator
         return None, state
 
-    def graduate(self, view: View, state: State) -> Lesson | None:
+    def graduate(self, view: View, state: State, last: bool) -> Lesson | None:
         del state
         if view.classes is None:
-            return None
+            return Lesson()
         assert view.predict is not None  # `needs` asks for them
         rows = view.unsealed.nonzero().flatten()
         outputs = view.predict(rows).double()
         sound = outputs.isfinite().flatten(1).all(1)  # a diverged task has nothing to teach
         held_out = view.validation[:, rows] & sound[:, None]
-        targets = outputs.new_zeros(len(view.unsealed), view.classes)
         posterior, scale, rate = true_classes(outputs, view.targets[rows], held_out)
+        said = f"labels: {100 * rate:.3g} % of them seem wrong (predictions at temperature {scale:g})"
+        if rate < self.clean:
+            return Lesson(note=f"{said}; the student learns from the labels as they are")
+        if not last:
+            return None
+        targets = outputs.new_zeros(len(view.unsealed), view.classes)
         targets[rows] = posterior
-        note = f"labels: estimated noise {100 * rate:g} %, the tasks' predictions at temperature {scale:g}"
-        return Lesson(targets, view.unsealed.double(), sound & held_out.any(1), note=note)
+        return Lesson(targets, note=f"{said}; the student learns from what the tasks make of them")
 
 
 def true_classes(

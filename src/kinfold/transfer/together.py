@@ -50,7 +50,7 @@ class Together(Rule):
             "until": max(rule.until for rule in self.rules),
             "needs": frozenset(need for rule in self.rules for need in rule.needs),
             "moves": any(rule.moves for rule in self.rules),
-            "share": max(rule.share for rule in self.rules),
+            "stages": next((rule.stages for rule in self.rules if rule.student), (1.0,)),
         }
         for name, value in said.items():  # what a rule says of its class, this one says of its parts
             object.__setattr__(self, name, value)
@@ -82,10 +82,10 @@ class Together(Rule):
             states[i] = self.rules[i].learn(plan, outcome, states[i])
         return _joined(states) | {"planned": state["planned"]}
 
-    def graduate(self, view: View, state: State) -> Lesson | None:
+    def graduate(self, view: View, state: State, last: bool) -> Lesson | None:
         for rule, own in zip(self.rules, self._parts_of(state), strict=True):
-            if rule.share > 0:
-                return rule.graduate(view, own)
+            if rule.student:
+                return rule.graduate(view, own, last)
         return None
 
     def _parts_of(self, state: State) -> list[State]:
@@ -134,8 +134,8 @@ def _check_parts(rules: tuple[Rule, ...]) -> None:
             names = f"{other.name!r} and {rule.name!r}"
             if type(rule) is type(other):
                 raise InputError(f"together: {names} are of one kind; give one of them.")
-            if rule.share > 0 and other.share > 0:
-                raise InputError(f"together: {names} both keep a share for a student; give one of them.")
+            if rule.student and other.student:
+                raise InputError(f"together: {names} both end with a student; give one of them.")
             if (rule.steps is None) != (other.steps is None):
                 continue
             if rule.steps != other.steps:
