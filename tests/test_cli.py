@@ -1,11 +1,13 @@
 import inspect
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,13 @@ import yaml
 from torch import nn
 
 import kinfold
-from kinfold.cli import COMMANDS, KEYS, main
+from kinfold.cli import COMMANDS, COMPARE_KEYS, KEYS, _parse, main
+from kinfold.comparing import CONTROLS, compare
+from kinfold.comparing.arms import resolve_arm
 from kinfold.fitting import fit
 
 FAST = ("--tasks", "2", "--epochs", "2")
+ARMS = ("--arms", "conventional,all-rows,papa", "--seeds", "2")
 METHODS = "[mixup, {name: label_smoothing, epsilon: 1e-1}]"
 
 
@@ -61,6 +66,12 @@ def files():
 
 def test_every_argument_of_fit_is_a_key():
     assert {"data", *KEYS} == set(inspect.signature(fit).parameters) - {"out", "resume", "listen"}
+
+
+def test_every_argument_of_compare_is_a_key():
+    arguments = {*inspect.signature(fit).parameters, *inspect.signature(compare).parameters}
+    decided = {"transfer", "holdout", "seed"}  # by the arms, the test rows and the seeds
+    assert {"data", *COMPARE_KEYS} == arguments - decided - {"options", "out", "resume", "listen"}
 
 
 def test_help_is_quick_and_needs_no_torch():
@@ -271,6 +282,38 @@ def test_flags_go_before_the_file(cli):
     assert config["model"] == "mlp"
 
 
+@pytest.mark.parametrize(
+    ("candidates", "task", "words"),
+    [
+        ("ema", True, "the ema of task "),
+        ("soup", False, "the soup of all 2 tasks, a mean of their parameters"),
+    ],
+)
+def test_what_was_handed_back_is_said(cli, candidates, task, words):
+    """Of a soup and of an average, had they been picked."""
+    argv = ("train", "iris", *FAST, "--epochs", "20", "--candidates", candidates, "--start", "shared", "--out", "run")
+    assert cli(*argv)[0] == 0
+    said = json.loads(Path("run/result.json").read_text())
+    made = next(contender for contender in said["contenders"] if contender["kind"] != "task")
+    assert made["members"] == ([0] if task else [0, 1])
+    said["selected"] |= {"kind": made["kind"], "task": 0 if task else None, "score": made["score"]}
+    Path("run/result.json").write_text(json.dumps(said))
+    status, out, _ = cli("train", "--resume", "--out", "run")
+    assert status == 0
+    assert f"selected         {words}" in out
+    assert "optimistic, since it was selected by" in out
+
+
+def test_a_student_is_handed_back_without_being_selected_by_its_score(cli):
+    status, out, _ = cli("train", "iris", *FAST, "--epochs", "8", "--transfer", "distil", "--out", "run")
+    assert status == 0
+    assert "selected          a model distilled from all 2 tasks, trained on all unsealed rows" in out
+    assert "over 2 validation sets; says little, since it trained on their rows" in out
+    assert "selection score" not in out
+    assert " epochs of the tasks, stopped by epochs" in out
+    assert "A model distilled from all 2 tasks" in Path("run/report.html").read_text()
+
+
 def test_without_sealed_rows_it_says_so(cli):
     status, out, _ = cli("train", "iris", *FAST, "--holdout", "0")
     assert status == 0
@@ -305,6 +348,158 @@ def test_resume(cli):
     assert files() == before
 
 
+def test_compare(cli):
+    status, out, err = cli("compare", "iris", *FAST, *ARMS)
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == "accuracy on rows that no arm has seen, 2 seeds, 2 tasks"
+    assert {line.split(" | ")[0] for line in lines[2:7]} == {
+        "| arm",
+        "|:---|" + "---:|" * 9,
+        *(f"| {arm}" for arm in ("conventional", "all-rows", "papa")),
+    }
+    assert "Against all-rows over 2 seeds" in out
+    folder = "runs/compare-iris-1"
+    assert lines[-3:] == [
+        f"table   {folder}/comparison.md",
+        f"scores  {folder}/scores.csv",
+        f"plots   {folder}/*.svg",
+    ]
+    assert Path(folder, "comparison.md").read_text() in out
+    assert {path.name for path in Path(folder).glob("*.svg")} >= {"gaps.svg"}
+    progress = err.splitlines()
+    assert len(progress) == 6
+    assert progress[0].startswith("1 of 6: seed 0, conventional 0.")
+    assert " left" in progress[0]
+    assert progress[5].startswith("6 of 6: seed 1, papa 0.")
+    assert cli("compare", "iris", *FAST, *ARMS, "--quiet")[2] == ""
+    assert Path("runs/compare-iris-2/comparison.md").exists()
+
+
+def test_a_comparison_as_json_goes_on_and_is_repeated(cli):
+    argv = ("compare", "iris", *FAST, *ARMS, "--test-share", "0.4", "--out", "it", "--json", "--quiet")
+    status, out, err = cli(*argv)
+    assert (status, err) == (0, "")
+    said = json.loads(out)
+    assert {arm["arm"] for arm in said["arms"]} == {"conventional", "all-rows", "papa"}
+    assert {arm["control"] for arm in said["arms"]} == {said["control"]} == {"all-rows"}
+    assert set(said["arms"][0]["gap"]) == {"mean", "low", "high"}
+    assert len(said["scores"]) == 6
+    assert (said["metric"], said["seeds"], said["out"]) == ("accuracy", 2, "it")
+    kept = Path("it/scores/papa-0.json").read_bytes()
+    Path("it/scores/papa-1.json").unlink()
+    status, again, _ = cli("compare", "--resume", "--out", "it", "--json", "--quiet")
+    assert status == 0
+    assert values_of(again) == values_of(out)
+    assert Path("it/scores/papa-0.json").read_bytes() == kept
+    status, repeated, _ = cli("compare", "--config", "it/comparison.yaml", "--out", "new", "--json", "--quiet")
+    assert status == 0
+    assert values_of(repeated) == values_of(out)
+    status, other, _ = cli("compare", "--config", "it/comparison.yaml", "--test", "iris", "--out", "x", "--json")
+    assert status == 0  # the rows named go before the share in the file
+    assert json.loads(other)["test"] == "iris"
+    assert values_of(other) != values_of(out)
+    before = files()
+    status, out, err = cli(*argv)
+    assert (status, out) == (2, "")
+    assert "already holds a comparison" in err
+    status, out, err = cli("compare", "--resume", "--out", "it", "--epochs", "3")
+    assert (status, out) == (2, "")
+    assert "epochs" in err
+    assert files() == before
+
+
+def values_of(out):
+    return {(score["arm"], score["seed"]): score["value"] for score in json.loads(out)["scores"]}
+
+
+def test_arms_in_a_file_may_be_mappings(cli):
+    Path("c.yaml").write_text(
+        "data: iris\ntasks: 2\nepochs: 2\nseeds: 1\ncontrol: conventional\n"
+        "arms: [conventional, teach+papa, {name: papa-soup, transfer: papa, candidates: soup}]\n"
+    )
+    status, out, _ = cli("compare", "--config", "c.yaml", "--json")
+    assert status == 0
+    said = json.loads(out)
+    assert {arm["arm"] for arm in said["arms"]} == {"conventional", "teach+papa", "papa-soup"}
+    assert said["control"] == "conventional"
+    assert said["out"] == "runs/compare-iris-1"
+
+
+def test_the_official_test_part_judges_unless_told_otherwise(cli, monkeypatch):
+    asked = []
+
+    @wraps(compare)
+    def with_iris(model, data, test=None, **options):
+        """Stands where a public set would have to be fetched."""
+        asked.append((data, test))
+        return compare(model, "iris", test=None if test is None else "iris", **options)
+
+    monkeypatch.setattr("kinfold.comparing.compare", with_iris)
+    argv = ("compare", "mnist1d", *FAST, "--seeds", "1", "--arms", "conventional,all-rows")
+    status, _, err = cli(*argv)
+    assert status == 0
+    assert err.splitlines()[0] == (
+        "note: judged by the official test part mnist1d:test; --test-share F sets rows aside in its place"
+    )
+    for more in (("--test-share", "0.3"), ("--test", "other.csv"), ("--test", "null")):
+        assert "judged by" not in cli(*argv, *more)[2]
+    assert cli("compare", "letter", *argv[2:])[0] == 0  # of this one no part is official
+    assert asked == [
+        ("mnist1d", "mnist1d:test"),
+        ("mnist1d", None),
+        ("mnist1d", "other.csv"),
+        ("mnist1d", None),
+        ("letter", None),
+    ]
+
+
+def test_the_commands_and_the_example_of_the_page_are_understood(cli, capsys):
+    """They are too long to be run here: what is in them is checked without training."""
+    page = (Path(__file__).parent.parent / "docs" / "comparing.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("kinfold compare ")]
+    assert len(lines) >= 3
+    for line in lines:
+        given = _parse("compare", shlex.split(line)[2:])
+        for arm in given.get("arms", "all-rows").split(","):
+            assert resolve_arm(arm).name == arm
+    found = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    Path("c.yaml").write_text(found[1])
+    status, out, _ = cli("compare", "--config", "c.yaml", "--epochs", "1", "--seeds", "1", "--tasks", "2")
+    assert status == 0
+    assert "papa-soup" in out
+    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    exec(compile(found[1], "comparing.md", "exec"), {"__name__": "page"})
+    assert "accuracy on rows that no arm has seen" in capsys.readouterr().out
+    for name in set(re.findall(r"^\| `([\w-]+)`", page, re.MULTILINE)):
+        assert name in CONTROLS
+
+
+def test_an_interrupted_comparison_can_be_resumed(cli):
+    argv = ["compare", "iris", "--tasks", "2", "--epochs", "60", "--arms", "conventional,papa", "--seeds", "40"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kinfold", *argv, "--engine", "sequential", "--out", "my grid"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 60
+    while not any(Path("my grid").glob("scores/conventional-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == ""
+    *told, line = err.splitlines()
+    assert all(" of 80: seed " in each for each in told)
+    assert line == "kinfold: interrupted; go on with: kinfold compare --resume --out 'my grid'"
+    assert not Path("my grid/comparison.md").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_can_be_resumed(cli, number):
     argv = ["train", "iris", "--tasks", "2", "--epochs", "60", "--engine", "sequential"]
@@ -324,7 +519,7 @@ def test_an_interrupted_run_can_be_resumed(cli, number):
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert out == ""
-    recipe, line = err.splitlines()
+    *_, recipe, line = err.splitlines()  # findings of the audit come first
     assert recipe.startswith("note: recipe for table data: ")
     assert line == "kinfold: interrupted; go on with: kinfold train --resume --out 'my run'"
     assert not Path("my run/result.json").exists()
@@ -416,6 +611,10 @@ def write_bad_files():
     Path("unknown_key.yaml").write_text("data: iris\ntaks: 3\n")
     Path("object.yaml").write_text("data: iris\nmodel: <torch.nn.modules.linear.Linear>\n")
     Path("null.yaml").write_text("data: iris\ntasks: null\n")
+    Path("arms.yaml").write_text("data: iris\narms: [conventional, 3]\n")
+    Path("sealed.yaml").write_text("data: iris\nholdout: 0.1\n")
+    Path("holds_a_comparison").mkdir()
+    Path("holds_a_comparison/comparison.yaml").write_text("data: iris\n")
     Path("text.yaml").write_text("tasks: many\ndata: iris\n")
     Path("list.yaml").write_text("- a\n")
     Path("broken.yaml").write_text("tasks: [1\n")
@@ -478,6 +677,31 @@ BAD = {
     "no run directory": (["predict", "nowhere", "iris", "--out", "p.csv"], "nowhere"),
     "no --out": (["predict", "full", "iris"], "out"),
     "report of nothing": (["report", "full"], "holds no run"),
+    "arm": (["compare", "iris", "--arms", "conventional,amtoo"], "did you mean 'amto'"),
+    "argument of an arm": (
+        ["compare", "iris", "--arms", "[conventional, {name: x, transfre: papa}]"],
+        "did you mean 'transfer'",
+    ),
+    "rule of an arm": (["compare", "iris", "--arms", "[{name: x, transfer: amtoo}]"], "did you mean 'amto'"),
+    "name of an arm": (["compare", "iris", "--arms", "[{name: ../x, transfer: papa}]"], "slashes"),
+    "arms twice": (["compare", "iris", "--arms", "papa,papa"], "each once"),
+    "no arms": (["compare", "iris", "--arms", "[]"], "at least one"),
+    "arms type": (["compare", "--config", "arms.yaml"], "arms: "),
+    "control": (["compare", "iris", "--control", "papa", "--arms", "amto"], "not among the arms"),
+    "seeds": (["compare", "iris", "--seeds", "0"], "at least 1"),
+    "seeds type": (["compare", "iris", "--seeds", "many"], "give a whole number"),
+    "test rows": (["compare", "iris", "--test", "none.csv"], "none.csv: no such file"),
+    "test and share": (["compare", "iris", "--test", "iris", "--test-share", "0.3"], "leave out one"),
+    "share of test rows": (["compare", "iris", "--test-share", "1.5"], "test_share"),
+    "no test rows": (["compare", "iris", "--test-share", "0"], "test_share"),
+    "compared data": (["compare", "digts"], "did you mean 'digits'"),
+    "official test part": (["compare", "mnist1d", "--arms", "amtoo"], "did you mean 'amto'"),
+    "rule of a comparison": (["compare", "iris", "--transfer", "papa"], "--transfer"),
+    "key of a comparison": (["compare", "--config", "sealed.yaml"], "unknown name 'holdout'"),
+    "no data to compare": (["compare"], "DATA"),
+    "comparison without out": (["compare", "iris", "--resume"], "--out"),
+    "out holds a comparison": (["compare", "iris", "--out", "holds_a_comparison"], "already holds a comparison"),
+    "out holds no comparison": (["compare", "iris", "--out", "full"], "holds no comparison"),
     "control characters": (["train", "\x1b[31m\nx"], r"\x1b[31m"),
 }
 

@@ -20,9 +20,11 @@ from torchmetrics.classification import MulticlassCohenKappa
 
 import kinfold
 from kinfold import files, random
+from kinfold.candidates import CANDIDATES, ExponentialAverage, StochasticAverage
 from kinfold.errors import InputError, RunError
 from kinfold.splits.base import Splits
-from kinfold.transfer import AMTO, PAPA, PAPAAll, TeachRule, Together
+from kinfold.tasks.order import steps_in
+from kinfold.transfer import AMTO, PAPA, Distil, PAPAAll, TeachRule, Together
 
 SMALL: dict[str, Any] = {"tasks": 3, "epochs": 3, "batch_size": 16}
 MLP = {"name": "mlp", "hidden": [8]}
@@ -202,6 +204,142 @@ def test_rules_act_together(tmp_path: Path) -> None:
     assert torch.equal(kinfold.fit(MLP, rows(), transfer=["teach"], **SMALL).scores.matrix, alone.scores.matrix)
 
 
+def test_candidates_however_they_are_written(tmp_path: Path) -> None:
+    """It is the same run; and the configuration says enough to repeat it."""
+    spelled: list[Any] = [
+        [ExponentialAverage(0.5), StochasticAverage()],
+        (ExponentialAverage(decay=0.5), "swa"),
+        [{"name": "ema", "decay": 0.5}, {"class_path": "kinfold.candidates:StochasticAverage"}],
+    ]
+    results = [
+        kinfold.fit(MLP, rows(), candidates=spec, out=tmp_path / str(i), **SMALL) for i, spec in enumerate(spelled)
+    ]
+    contenders = results[0].contenders
+    assert [one.name for one in contenders] == ["task"] * 3 + ["ema"] * 3 + ["swa"] * 3
+    for i, result in enumerate(results):
+        assert result.contenders == contenders
+        written = files.read_yaml(tmp_path / str(i) / "config.yaml")["candidates"]
+        assert kinfold.fit(MLP, rows(), candidates=written, **SMALL).contenders == contenders
+        assert kinfold.load(tmp_path / str(i)).contenders == contenders
+    for name in CANDIDATES:
+        one = kinfold.fit(MLP, rows(), candidates=name, **SMALL)
+        assert {contender.name for contender in one.contenders} <= {"task", name}
+        assert torch.equal(one.scores.loss_matrix, results[0].scores.loss_matrix)  # they only watch
+        assert one.config["candidates"] == name
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorised"])
+def test_candidates_are_scored_like_the_tasks(engine: str) -> None:
+    result = kinfold.fit(MLP, rows(), candidates=["soup", "greedy-soup", "ema", "swa"], engine=engine, **SMALL)
+    by_name = {one.name: one for one in result.contenders}
+    assert by_name["soup"].members == (0, 1, 2)
+    assert all(0 <= one.score <= 1 for one in result.contenders)
+    tasks = [one for one in result.contenders if one.kind == "task"]
+    assert [one.members for one in tasks] == [(0,), (1,), (2,)]
+    assert [one.score for one in tasks] == pytest.approx(result.scores.matrix.mean(1).tolist())
+    assert result.selected.score == max(one.score for one in result.contenders)
+    if "greedy-soup" in by_name:
+        assert by_name["greedy-soup"].score >= max(one.score for one in tasks)
+
+
+def test_a_soup_of_one_is_no_soup() -> None:
+    result = kinfold.fit(MLP, rows(), candidates=["soup", "greedy-soup", "ema"], **{**SMALL, "tasks": 1})
+    assert [one.name for one in result.contenders] == ["task", "ema"]
+
+
+def visits_allowed(result: kinfold.Result, epochs: int, batch_size: int) -> int:
+    """What the tasks would have visited, had they had all epochs."""
+    return epochs * sum(steps_in(int(mask.sum()), batch_size) * batch_size for mask in result.splits.train)
+
+
+LONG = {**SMALL, "epochs": 20}
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorised"])
+def test_a_student_has_what_the_tasks_left(engine: str) -> None:
+    result = kinfold.fit(MLP, rows(), transfer="distil", engine=engine, **LONG)
+    assert (result.selected.kind, result.selected.task) == ("distilled", None)
+    assert result.contenders[-1].kind == "distilled"
+    assert result.contenders[-1].exposed == 1.0
+    assert result.selected.score == result.contenders[-1].score
+    assert result.estimate is not None
+    assert (result.estimate.rows, result.estimate.clean) == (8, True)
+    assert result.transfers.proposed == 0
+    allowed, epoch = visits_allowed(result, 20, 16), 64  # of 72 unsealed rows
+    assert allowed - epoch < result.cost["sample_visits"] <= allowed
+    students = [event for event in result.history if event["event"] == "student"]
+    assert len(students) == students[-1]["epochs"] > 1
+    assert result.epochs_run == len([event for event in result.history if event["event"] == "period"]) < 20
+    assert [event["period"] for event in result.history if "period" in event] == sorted(
+        event["period"] for event in result.history if "period" in event
+    )
+    (note,) = [event for event in result.history if event["event"] == "note"]
+    assert note["message"].startswith("labels: ")
+    assert note["period"] == result.epochs_run + 1
+    assert students[-1]["train_loss"] < students[0]["train_loss"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4])
+def test_a_student_keeps_within_a_short_budget(epochs: int) -> None:
+    """Of a single epoch nothing can be left to it."""
+    result = kinfold.fit(MLP, rows(), transfer=Distil(0.1, 0.4, clean=0.0), **{**SMALL, "epochs": epochs})
+    assert result.cost["sample_visits"] <= visits_allowed(result, epochs, 16)
+    assert (result.selected.kind == "distilled") == (epochs > 1)
+    assert result.epochs_run == max(1, min(epochs - 1, round(epochs / 2)))
+
+
+def test_sealed_rows_have_no_part_in_a_student() -> None:
+    """With noisy labels, so that it is taught: whatever the sealed rows hold, it is the same model."""
+    x, y = rows(120)
+    sealed, number = np.arange(120) >= 100, np.arange(120)
+    validation = np.stack([(number % 4 == t) & ~sealed for t in range(4)])
+    splits = Splits(~validation & ~sealed, validation, sealed)
+    noisy = np.where(np.random.default_rng(1).random(120) < 0.3, (y + 1) % 3, y)
+    others = x.copy()
+    others[sealed] *= 100
+    flipped = np.where(sealed, (noisy + 1) % 3, noisy)
+    results = [
+        kinfold.fit(MLP, data, transfer=Distil(clean=0.0), splits=splits, **{**SMALL, "epochs": 8})
+        for data in ((x, noisy), (others, flipped))
+    ]
+    assert "the student learns from what the tasks make of them" in str(results[0].history)
+    for name, value in results[0].model.state_dict().items():
+        assert torch.equal(results[1].model.state_dict()[name], value)
+    assert results[0].estimate != results[1].estimate
+    assert all(result.estimate is not None and result.estimate.clean for result in results)
+
+
+def test_a_student_needs_tasks_to_learn_of() -> None:
+    result = kinfold.fit(MLP, rows(), transfer="distil", **{**SMALL, "tasks": 1})
+    assert (result.selected.kind, result.epochs_run) == ("task", 3)
+    assert result.cost["sample_visits"] == visits_allowed(result, 3, 16)
+    assert not [event for event in result.history if event["event"] in ("student", "note")]
+
+
+def test_a_student_of_values() -> None:
+    x, _ = rows()
+    result = kinfold.fit(MLP, (x, x[:, 0] * 2 + 1), transfer="distil", **LONG)
+    assert result.selected.kind == "distilled"
+    assert result.estimate is not None
+    assert result.estimate.value > 0.5
+
+
+def test_candidates_watch_the_tasks_of_a_student(tmp_path: Path) -> None:
+    """They are scored, and the student is handed back all the same, which is trained without them."""
+    given: dict[str, Any] = {"transfer": "distil", **LONG}
+    alone = kinfold.fit(MLP, rows(), **given)
+    result = kinfold.fit(MLP, rows(), candidates=["ema", "soup"], out=tmp_path / "run", **given)
+    assert [one.kind for one in result.contenders] == ["task"] * 3 + ["average"] * 3 + ["soup", "distilled"]
+    assert result.selected == alone.selected
+    for name, value in alone.model.state_dict().items():
+        assert torch.equal(result.model.state_dict()[name], value)
+    loaded = kinfold.load(tmp_path / "run")
+    assert (loaded.contenders, loaded.selected) == (result.contenders, result.selected)
+    assert (loaded.predict(rows()[0]) == result.predict(rows()[0])).all()
+    assert result.save(tmp_path / "again").exists()
+    assert kinfold.load(tmp_path / "again").to_json() == result.to_json()
+
+
 def test_own_loss_metric_and_splits() -> None:
     x, y = rows()
 
@@ -280,8 +418,17 @@ def test_all_tasks_diverging_is_an_error(tmp_path: Path) -> None:
         ({"transfer": ["teach", {"name": "papa", "alpha": 2}]}, "transfer: papa: alpha is 2"),
         ({"transfer": "amto+papa-all"}, "together: 'amto' and 'papa-all' both propose parameters"),
         ({"transfer": []}, "together: rules has 0; give two or more"),
+        ({"candidates": "soupp"}, "candidates: unknown name 'soupp', did you mean 'soup'"),
+        ({"candidates": ["soup", 3]}, "candidates: 3 is not a candidate; give some of ema, greedy-soup, soup, swa"),
+        ({"candidates": AMTO()}, "candidates: is a AMTO; give one or several of ema"),
+        ({"candidates": 3}, "candidates: is a int; give one or several of ema, greedy-soup, soup, swa"),
+        ({"candidates": {"name": "ema", "decay": 1}}, "candidates: ema: decay is 1; give a number from 0 to below 1"),
+        ({"candidates": [{"name": "swa", "first": 3}]}, "candidates: unknown name 'first'"),
+        ({"transfer": {"name": "distil", "probe": 0}}, "transfer: distil: probe is 0"),
+        ({"transfer": "distil+distil"}, "together: 'distil' and 'distil' are of one kind"),
         ({"methods": ["mixupp"]}, "methods: unknown name 'mixupp'"),
         ({"methods": [3]}, "methods: 3 is not a method"),
+        ({"methods": 3}, "methods: is a int; give one or several of crop_flip_cutout, label_smoothing, mixup"),
         ({"methods": ["crop_flip_cutout"]}, "this method is for images"),
         ({"optimizer": "sdg"}, "optimizer: unknown name 'sdg'"),
         ({"optimizer": 3}, "optimizer: is a int"),

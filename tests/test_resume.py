@@ -17,7 +17,22 @@ import kinfold
 from kinfold import files
 from kinfold.errors import InputError
 from kinfold.methods.base import Batch, Inner, Method, Model, Params, State, ValueAndGrad
-from kinfold.transfer import AMTO, PAPA, RULES, Cross, Mix, Plan, Restart, Rule, TeachRule, Together, Tune, View
+from kinfold.transfer import (
+    AMTO,
+    PAPA,
+    RULES,
+    Cross,
+    Distil,
+    Lesson,
+    Mix,
+    Plan,
+    Restart,
+    Rule,
+    TeachRule,
+    Together,
+    Tune,
+    View,
+)
 
 EPOCHS = 4
 MLP = {"name": "mlp", "hidden": [8], "batch_norm": True}
@@ -98,6 +113,35 @@ class Stirs(Rule):
         return Plan(changes, moments=self.moments), {"turn": state["turn"] + 1}
 
 
+@final
+@dataclass(frozen=True)
+class Graduates(Rule):
+    """Tasks go through two stages of a quarter each, learning of each other; then a student learns of them all."""
+
+    name = "graduates"
+    needs = frozenset({"predictions"})
+    stages = (0.25, 0.25)
+    until: float = 1.0
+
+    def start(self, tasks: int) -> State:
+        return {"turn": torch.zeros((), dtype=torch.int64)}
+
+    def plan(self, view: View, state: State, generator: torch.Generator) -> tuple[Plan | None, State]:
+        T = len(view.metric)
+        weights = torch.eye(T, dtype=torch.float64)
+        weights[int(state["turn"]) % T] = 1 / T
+        return Plan((Mix(weights),)), {"turn": state["turn"] + 1}
+
+    def graduate(self, view: View, state: State, last: bool) -> Lesson | None:
+        if not last:
+            return None
+        assert view.predict is not None
+        targets = torch.zeros(len(view.unsealed), view.classes or 1, dtype=torch.float64)
+        rows = view.unsealed.nonzero().flatten()
+        targets[rows] = torch.softmax(view.predict(rows).double(), -1).mean(0)
+        return Lesson(targets, note=f"after {int(state['turn'])} turns")
+
+
 def often(rule: Rule) -> Rule:
     """The rule, with transfer points between any two places where a run is stopped."""
     own = {field.name for field in dataclasses.fields(rule)}
@@ -123,6 +167,8 @@ CASES: dict[str, dict[str, Any]] = {
     "patience": {"patience": 1, "optimizer": partial(torch.optim.SGD, lr=1e-4)},
     "no fused form": {"optimizer": partial(torch.optim.Rprop, lr=0.01)},
     "one task": {"tasks": 1},
+    "averages and soups": {"candidates": ["ema", "swa", "soup", "greedy-soup"], "transfer": EAGER, "optimizer": ADAM},
+    "stages": {"transfer": Graduates(), "epochs": 8, "candidates": ["swa"], "scheduler": "linear"},
 }
 
 
@@ -169,7 +215,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         for run in (one, other)
     ]
     assert untimed[0] == untimed[1]
-    for path in (one / "checkpoints").iterdir():
+    for path in (one / "checkpoints").rglob("*.safetensors"):
         (tensors, values), (others, other_values) = (
             files.read_tensors(p) for p in (path, other / path.relative_to(one))
         )
@@ -178,8 +224,9 @@ def assert_equal_runs(one: Path, other: Path) -> None:
             same = torch.equal(value.contiguous().view(-1).view(torch.uint8), others[name].view(-1).view(torch.uint8))
             assert same, name
         for saved in (values, other_values):
-            for name in [name for name in saved["run"] if name.endswith("_seconds")]:
-                del saved["run"][name]
+            times = saved.get("run", saved)  # a student's are its own
+            for name in [name for name in times if name.endswith("seconds")]:
+                del times[name]
         assert json.dumps(values) == json.dumps(other_values)
 
 
@@ -204,6 +251,50 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
     fit(tmp_path / "whole", **changes)
     interrupted(tmp_path / "parts", "transfer", 1, **changes)
     for event, period in (("period", 2), ("transfer", 2), ("period", 3), ("period", 4)):
+        interrupted(tmp_path / "parts", event, period, resume=True, **changes)
+    fit(tmp_path / "parts", resume=True, **changes)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "all rows": {"transfer": Distil(probe=0.25, further=0.25), "optimizer": ADAM},
+    "taught": {"transfer": Graduates(), "epochs": 8, "model": {"name": "mlp", "hidden": [8], "dropout": 0.4}},
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_stopped_while_the_student_trains(tmp_path: Path, name: str) -> None:
+    """Before its first checkpoint, after some, and after the last one."""
+    changes = STUDENTS[name]
+    whole = fit(tmp_path / "whole", **changes)
+    assert whole.selected.kind == "distilled"
+    periods = [event["period"] for event in whole.history if event["event"] == "student"]
+    assert periods == list(range(whole.epochs_run + 1, whole.epochs_run + len(periods) + 1))
+    for period in (periods[0], periods[1], periods[-1]):
+        folder = tmp_path / str(period)
+        interrupted(folder, "student", period, **changes)
+        told = files.read_json_lines(folder / "history.jsonl")
+        assert told[-1]["period"] == period
+        heard: list[dict[str, Any]] = []
+        resumed = fit(folder, resume=True, listen=heard.append, **changes)
+        assert_equal_runs(tmp_path / "whole", folder)
+        assert heard == resumed.history  # of what is kept, the listener hears again, once
+        assert resumed.cost["sample_visits"] == whole.cost["sample_visits"]
+        seconds = sum(event["seconds"] for event in resumed.history if "seconds" in event)
+        assert resumed.cost["wall_seconds"] > seconds
+        assert 0 < resumed.cost["train_seconds"] <= seconds
+        for model in (resumed.model, kinfold.load(folder).model):
+            for key, value in whole.model.state_dict().items():
+                assert torch.equal(model.state_dict()[key], value)
+
+
+def test_stopped_again_and_again_through_stages_and_student(tmp_path: Path) -> None:
+    changes = STUDENTS["taught"]
+    whole = fit(tmp_path / "whole", **changes)
+    assert whole.epochs_run == 4
+    interrupted(tmp_path / "parts", "period", 2, **changes)
+    stops = [("period", 3), ("transfer", 3), ("period", 4), ("note", 5), ("student", 5), ("student", 7), ("student", 9)]
+    for event, period in stops:
         interrupted(tmp_path / "parts", event, period, resume=True, **changes)
     fit(tmp_path / "parts", resume=True, **changes)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")

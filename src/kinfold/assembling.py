@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt64
 from torch import Tensor, nn
 
 from kinfold import files
@@ -150,9 +150,13 @@ def _prepare(
     )
     drawn = draw_splits(info, splits, tasks=int(tasks), val_fraction=val_fraction, holdout=holdout, seed=int(seed))
     hashes = dataset.fingerprints()
-    whole = hashlib.sha256(hashes.tobytes() + dataset.target.values.numpy().tobytes())
     encoder = dataset.fit(np.flatnonzero(~drawn.sealed))
-    return Prepared(dataset, drawn, audit(drawn, info, hashes), encoder, whole.hexdigest())
+    return Prepared(dataset, drawn, audit(drawn, info, hashes), encoder, fingerprint(dataset, hashes))
+
+
+def fingerprint(dataset: Dataset, hashes: UInt64[np.ndarray, " N"]) -> str:
+    """Returns a hash of all rows and targets, given the rows' own: by it a resumed run knows its data again."""
+    return hashlib.sha256(hashes.tobytes() + dataset.target.values.numpy().tobytes()).hexdigest()
 
 
 def is_auto(value: object) -> bool:
@@ -201,11 +205,13 @@ def _stages(rule: Rule, epochs: int) -> tuple[int, ...]:
 def _several(argument: str, spec: Any, table: Mapping[str, Callable[..., Any]], kind: type) -> tuple[Any, ...]:
     """Returns the parts that one spec, or several in order, mean."""
     specs = (spec,) if isinstance(spec, (str, Mapping, kind)) else spec
+    known = ", ".join(sorted(table))
+    if not isinstance(specs, Iterable):
+        raise InputError(f"{argument}: is a {type(spec).__name__}; give one or several of {known}.")
     parts = tuple(resolve(argument, one, table) for one in specs)
     for part in parts:
         if not isinstance(part, kind):
-            single = argument.removesuffix("s")
-            raise InputError(f"{argument}: {part!r} is not a {single}; give some of {', '.join(sorted(table))}.")
+            raise InputError(f"{argument}: {part!r} is not a {argument.removesuffix('s')}; give some of {known}.")
     return parts
 
 

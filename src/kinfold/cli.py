@@ -151,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         kinfold 0.1.0
         0
     """
+    # Threads that wait by spinning starve each other where cores are shared; torch reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         output = _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -412,12 +414,13 @@ def _summary(said: Json, folder: Path) -> str:
     score = _number("rank" if selected["criterion"] == "rank" else metric, selected["score"])
     by = _SELECTED_BY[selected["criterion"]].format(said["tasks"])
     but = "says little, since it trained on their rows" if distilled else "optimistic, since it was selected by"
+    epochs = f"{said['epochs_run']} epochs{' of the tasks' if distilled else ''}"
     rows = {
         "selected": printable(picked_words(said)),
         "validation score" if distilled else "selection score": f"{score}, {by}; {but}",
         "transfers": f"{transfers['accepted']} accepted of {transfers['proposed']} proposed",
         "engine": f"{said['engine']} on {said['device']}, {said['precision']}",
-        "time": f"{cost['wall_seconds']:.1f} s, {said['epochs_run']} epochs, stopped by {said['stopped']}",
+        "time": f"{cost['wall_seconds']:.1f} s, {epochs}, stopped by {said['stopped']}",
         "run": printable(str(folder)),
         "report": printable(str(folder / "report.html")),
     }

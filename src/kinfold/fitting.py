@@ -54,7 +54,7 @@ def fit(
     loss: LossFunction | str | Mapping[str, Any] | None = None,
     metric: Any = None,
     splits: Any = None,
-    transfer: Rule | str | Mapping[str, Any] | Sequence[Rule | str | Mapping[str, Any]] = "amto",
+    transfer: Rule | str | Mapping[str, Any] | Sequence[Rule | str | Mapping[str, Any]] = "distil",
     methods: Method | str | Mapping[str, Any] | Iterable[Method | str | Mapping[str, Any]] = (),
     candidates: Candidate | str | Mapping[str, Any] | Iterable[Candidate | str | Mapping[str, Any]] = (),
     start: Literal["independent", "shared"] = "shared",

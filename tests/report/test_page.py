@@ -289,6 +289,8 @@ def test_a_student(make_run):
     assert page.count("figure") == bare.count("figure") + 1
     assert 'aria-label="Training loss of one model on all unsealed rows over 3 epochs"' in html
     assert "A model distilled from all 3 tasks, trained on all unsealed rows; handed back whatever" in page.text
+    assert "Epochs on all rows 3, of one model in the end" in page.text
+    assert "Epochs on all rows" not in bare.text
     assert "That score says little: the model had trained on the rows behind it." in page.text
     assert "That score chose the model" not in page.text
     assert "A distilled model has trained on all of them" in page.text

@@ -74,6 +74,42 @@ def test_what_is_shown():
     assert text(render(played(EVENTS[:2]))).splitlines()[2].split() == ["1", "–", "–", "–", "0", "of", "0"]
 
 
+def test_moves_inside_a_period_are_counted_by_their_times():
+    """Of 3 and 2 refused, 1 at a period's end."""
+    moves = [
+        {"recipient": 0, "donors": [1], "form": "mix", "accepted": True, "times": 3},
+        {"recipient": 0, "donors": [1], "form": "mix", "accepted": False, "times": 2},
+        {"recipient": 0, "donors": [1], "form": "copy", "accepted": True},
+        {"recipient": 1, "donors": [0], "form": "mix", "accepted": False, "times": 4},
+    ]
+    board = played((*EVENTS[1:2], {"event": "transfer", "period": 1, "rule": "papa", "transfers": moves}))
+    assert (board.proposed, board.accepted) == ((6, 4), (4, 0))
+
+
+def student(epoch, loss):
+    return {
+        "event": "student",
+        "period": 2 + epoch,
+        "epoch": epoch,
+        "epochs": 5,
+        "train_loss": loss,
+        "lr": 0.1,
+        "seconds": 0.1,
+    }
+
+
+def test_a_student_has_a_bar_of_its_own():
+    tasks = played(EVENTS)
+    board = played((*EVENTS, student(1, 0.9), student(2, 0.8)))
+    assert board.student == (2, 5, 0.8)
+    assert (board.period, board.seconds, board.score) == (tasks.period, tasks.seconds, tasks.score)
+    assert "one model on all rows" not in text(render(tasks))
+    (line,) = [line for line in text(render(board)).splitlines() if "one model on all rows" in line]
+    assert "2/5 epochs" in line
+    assert "training loss 0.8000" in line
+    assert "training loss –" in text(render(played((*EVENTS, student(3, None)))))
+
+
 def test_only_findings_and_notes_have_a_line(capsys):
     for event in EVENTS:
         print_message(event)

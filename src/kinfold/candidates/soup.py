@@ -41,7 +41,7 @@ class Soup(Candidate):
 class GreedySoup(Candidate):
     """The greedy soup (there, recipe 1): the best task first, then each next best that does not make it worse.
 
-    Better means what it means for the run: the criterion over all validation sets.
+    Better means what it means for the run: the criterion over all validation sets, or the mean where that is `rank`.
 
     Example:
         >>> GreedySoup().name

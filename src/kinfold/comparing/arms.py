@@ -4,10 +4,13 @@ An arm's *experiment* is what has to be trained for it; arms that differ only in
 Legend: T tasks, N rows, C classes or outputs.
 """
 
+import inspect
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,14 +20,20 @@ from kinfold.assembling import Assembled, assemble
 from kinfold.candidates import ExponentialAverage, StochasticAverage, averaged_model
 from kinfold.comparing.table import CONVENTIONAL, Score
 from kinfold.data.base import Dataset
+from kinfold.engines import Job
 from kinfold.errors import InputError, unknown
-from kinfold.fitting import carry_out
+from kinfold.fitting import carry_out, fit
 from kinfold.result import model_outputs
+from kinfold.run import Event
+from kinfold.splits import RowInfo, Splits, Splitter, draw_splits
 from kinfold.student import Student, epochs_within, train_student
 from kinfold.tasks.order import steps_in
 from kinfold.transfer import RULES
 
 Given: TypeAlias = Mapping[str, Any]
+
+SET_BY_TRIAL = ("data", "target", "groups", "times", "kind", "metric", "holdout", "seed")
+"""Arguments of `kinfold.fit` that no arm may change: all are judged by the same metric on the same rows."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class Arm:
         name: the arm's name.
         experiment: name of what is trained for it; arms with the same one share the training.
         run: carries that out, and returns the scores of all arms that it yields, by name.
+        changes: what it changes of the trial's arguments, where the experiment is one call of `fit`; else None.
         control: whether it is a control, and not a rule whose worth is in question.
         reference: whether it answers with T models at prediction.
     """
@@ -58,6 +68,7 @@ class Arm:
     name: str
     experiment: str
     run: Experiment = field(repr=False)
+    changes: Given | None = None
     control: bool = False
     reference: bool = False
 
@@ -78,40 +89,63 @@ def resolve_arm(spec: str | Given) -> Arm:
         for part in spec.split("+"):
             if part not in RULES:
                 raise unknown("arms", part, [*CONTROLS, *RULES])
-        return Arm(spec, spec, _fitted(spec, {"transfer": spec}))
+        return _fitted(spec, {"transfer": spec})
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise InputError(f"arms: {spec!r} is no arm; give a name, or a mapping of a name and arguments of fit.")
     name = str(spec["name"])
     if name in CONTROLS:
         raise InputError(f"arms: {name!r} is the name of a control; give your arm another.")
-    return Arm(name, name, _fitted(name, {key: value for key, value in spec.items() if key != "name"}))
+    if not name or Path(name).name != name:  # records are named after it
+        raise InputError(f"arms: the name {name!r} cannot be that of a file; leave out slashes.")
+    changes = {key: value for key, value in spec.items() if key != "name"}
+    known = [key for key in inspect.signature(fit).parameters if key not in ("out", "resume", "listen", *SET_BY_TRIAL)]
+    for key in changes:
+        if key in SET_BY_TRIAL:
+            raise InputError(f"arms: {name}: {key} is the same for all arms; leave it out.")
+        if key not in known:
+            raise unknown(f"arms: {name}", key, known)
+    return _fitted(name, changes)
 
 
-def _fitted(arm: str, changes: Given) -> Experiment:
-    """The experiment of one call of `fit`."""
-
-    def run(trial: Trial) -> dict[str, Score]:
-        began = time.perf_counter()
-        given = {**trial.given, **changes}
-        unknown_names = sorted(set(changes) - set(trial.given))
-        if unknown_names:
-            raise unknown(f"arms: {arm}", unknown_names[0], trial.given)
-        assembled = assemble(given)
-        result, _ = carry_out(assembled, patience=given["patience"], engine=given["engine"], listen=_hush)
-        kept = result.selected.kind if result.selected.task is None else f"task {result.selected.task}"
-        seconds = time.perf_counter() - began
-        return {arm: _score(arm, [result.model], trial, assembled, result.cost["sample_visits"], seconds, kept)}
-
-    return run
+def _fitted(name: str, changes: Given) -> Arm:
+    """The arm of one call of `fit`."""
+    return Arm(name, name, lambda trial: _fit(name, trial, changes), changes)
 
 
-def _conventional(trial: Trial) -> dict[str, Score]:
-    return _fitted(CONVENTIONAL, {"tasks": 1, "transfer": "none"})(trial)
+def _fit(arm: str, trial: Trial, changes: Given) -> dict[str, Score]:
+    """One call of `fit`."""
+    began = time.perf_counter()
+    given = {**trial.given, **changes}
+    assembled = assemble(given)
+    result, _ = carry_out(assembled, patience=given["patience"], engine=given["engine"], listen=_hush)
+    selected = result.selected
+    kept = selected.kind if selected.task is None else f"{selected.kind} {selected.task}"
+    seconds = time.perf_counter() - began
+    return {arm: _score(arm, [result.model], trial, assembled, result.cost["sample_visits"], seconds, kept)}
+
+
+@final
+@dataclass(frozen=True)
+class _First(Splitter):
+    """The first of the splits that a spec means, also where it fixes their number."""
+
+    spec: Any
+    val_fraction: float | int
+
+    def draw(self, info: RowInfo, *, tasks: int, holdout: float | int, seed: int) -> Splits:
+        drawn = draw_splits(info, self.spec, tasks=tasks, val_fraction=self.val_fraction, holdout=holdout, seed=seed)
+        return Splits(drawn.train[:1], drawn.validation[:1], drawn.sealed)
+
+
+def _conventional(trial: Trial, arm: str = CONVENTIONAL, times: int = 1) -> dict[str, Score]:
+    """One split and so many times the epochs; the best of them."""
+    given = trial.given
+    one = {"tasks": 1, "splits": _First(given["splits"], given["val_fraction"]), "transfer": "none", "candidates": ()}
+    return _fit(arm, trial, {**one, "epochs": times * given["epochs"]})
 
 
 def _conventional_long(trial: Trial) -> dict[str, Score]:
-    epochs = trial.given["tasks"] * trial.given["epochs"]
-    return _fitted("conventional-long", {"tasks": 1, "transfer": "none", "epochs": epochs})(trial)
+    return _conventional(trial, "conventional-long", trial.given["tasks"])
 
 
 def _restarts(trial: Trial) -> dict[str, Score]:
@@ -120,14 +154,11 @@ def _restarts(trial: Trial) -> dict[str, Score]:
     given = {**trial.given, "transfer": "none", "start": "independent", "candidates": ()}
     assembled = assemble(given)
     result, engine = carry_out(assembled, patience=given["patience"], engine=given["engine"], listen=_hush)
-    members = [engine.export(t) for t in range(assembled.job.tasks)]
+    # A task that diverged has no say, like everywhere.
+    sound = result.scores.loss_matrix.isfinite().all(1)
+    members = [engine.export(t) for t in range(len(sound)) if sound[t] or t == result.selected.task]
     visits, seconds = int(result.cost["sample_visits"]), time.perf_counter() - began
-    periods = [event["metric"] for event in result.history if event["event"] == "period"]
-    metric = assembled.job.objective.metric
-    means = torch.tensor(
-        [[float("nan") if one is None else metric.oriented(one) for one in period] for period in periods]
-    ).mean(1)
-    epochs = 1 + int(torch.where(means.isnan(), -torch.inf, means).argmax())
+    epochs = _best_period(result.history, assembled.job)
     refitted = _on_all_rows(assembled, epochs, schedule=assembled.remaining.epochs)
     return {
         "restarts": _score(
@@ -142,8 +173,18 @@ def _restarts(trial: Trial) -> dict[str, Score]:
             visits + refitted.visits,
             seconds + refitted.seconds,
             f"epoch {epochs}",
+            _unsealed(assembled),
         ),
     }
+
+
+def _best_period(history: Sequence[Event], job: Job) -> int:
+    """Returns the period at which the tasks that had a score were best, in the mean, by what decides first."""
+    said = [event[job.better] for event in history if event["event"] == "period"]
+    scores = torch.tensor([[math.nan if one is None else one for one in row] for row in said], dtype=torch.float64)
+    higher = job.better == "metric" and job.objective.metric.higher_is_better
+    means = (scores if higher else -scores).nanmean(1)
+    return 1 + int(torch.where(means.isnan(), -torch.inf, means).argmax())
 
 
 def _all_rows(trial: Trial) -> dict[str, Score]:
@@ -164,17 +205,19 @@ def _all_rows(trial: Trial) -> dict[str, Score]:
         models[name] = student.model if average is None else average
     seconds, kept = time.perf_counter() - began, f"epoch {epochs}"
     return {
-        name: _score(name, [model], trial, assembled, student.visits, seconds, kept) for name, model in models.items()
+        name: _score(name, [model], trial, assembled, student.visits, seconds, kept, _unsealed(assembled))
+        for name, model in models.items()
     }
 
 
 def _all_rows_once(trial: Trial) -> dict[str, Score]:
     began = time.perf_counter()
-    assembled = assemble({**trial.given, "tasks": 1, "transfer": "none", "candidates": ()})
+    assembled = assemble({**trial.given, "transfer": "none", "candidates": ()})
     epochs = assembled.remaining.epochs
     student = _on_all_rows(assembled, epochs)
-    seconds, name = time.perf_counter() - began, "all-rows-once"
-    return {name: _score(name, [student.model], trial, assembled, student.visits, seconds, f"epoch {epochs}")}
+    seconds, name, kept = time.perf_counter() - began, "all-rows-once", f"epoch {epochs}"
+    rows = _unsealed(assembled)
+    return {name: _score(name, [student.model], trial, assembled, student.visits, seconds, kept, rows)}
 
 
 CONTROLS: Mapping[str, Arm] = {
@@ -223,8 +266,12 @@ def _score(
     visits: float | int,
     seconds: float,
     kept: str,
+    trained: Bool[Tensor, " N"] | None = None,
 ) -> Score:
-    """What one model, or several that answer together, come to on the test rows and on those they could train on."""
+    """What one model, or several that answer together, come to on the test rows and on those they could train on.
+
+    The latter are `trained`, or those of the tasks.
+    """
     job, prepared = assembled.job, assembled.prepared
     metric = job.objective.metric
     if trial.test is None:
@@ -235,9 +282,9 @@ def _score(
         rows = torch.arange(len(inputs))
     classes = job.objective.classes
     value, _ = job.objective.score(_together([model_outputs(m, inputs, rows) for m in models], classes), targets)
-    trained = job.train.any(0).nonzero().flatten()
-    outputs = _together([model_outputs(m, job.inputs, trained) for m in models], classes)
-    train_value, train_loss = job.objective.score(outputs, job.targets[trained])
+    own = (job.train.any(0) if trained is None else trained).nonzero().flatten()
+    outputs = _together([model_outputs(m, job.inputs, own) for m in models], classes)
+    train_value, train_loss = job.objective.score(outputs, job.targets[own])
     return Score(
         arm=arm,
         seed=int(trial.given["seed"]),

@@ -7,18 +7,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import yaml
 
 from kinfold import files
-from kinfold.assembling import BY_RECIPE, assemble, check, configuration, is_auto
+from kinfold.assembling import (
+    BY_RECIPE,
+    Assembled,
+    Prepared,
+    assemble,
+    check,
+    configuration,
+    fingerprint,
+    is_auto,
+)
 from kinfold.comparing.arms import Arm, Trial, resolve_arm
 from kinfold.comparing.charts import critical_difference, differences, gaps, write_svg
 from kinfold.comparing.statistics import nemenyi_critical_difference
 from kinfold.comparing.table import CONVENTIONAL, ArmSummary, Score, sentence, summary, to_csv, to_markdown
+from kinfold.config import describe
 from kinfold.data import read
 from kinfold.data.base import Dataset
 from kinfold.errors import InputError
 from kinfold.fitting import fit
+from kinfold.splits.pick import check_share
 
 ARMS = (CONVENTIONAL, "restarts", "all-rows", "amto", "papa", "teach", "distil", "ensemble")
 """The arms that are compared where none are named."""
@@ -120,13 +132,20 @@ def compare(
     names = [arm.name for arm in lines]
     if not lines or len(set(names)) < len(names):
         raise InputError(f"arms: are {', '.join(names) or 'none'}; give at least one, and each once.")
+    able = [arm.name for arm in lines if not arm.reference]
+    if not able:
+        raise InputError(f"arms: {', '.join(names)} answers with several models; add one of one model to compare with.")
     if control is None:
-        control = "all-rows" if "all-rows" in names else names[0]
-    if control not in names:
-        raise InputError(f"control: {control!r} is not among the arms; add it, or name one of {', '.join(names)}.")
+        control = "all-rows" if "all-rows" in able else able[0]
+    if control not in able:
+        raise InputError(
+            f"control: {control!r} is not among the arms of one model; add it, or name one of {', '.join(able)}."
+        )
+    if test is None:
+        check_share("test_share", test_share)
     config = {
         **configuration(given),
-        "arms": [dict(arm) if isinstance(arm, Mapping) else arm for arm in arms],
+        "arms": describe(list(arms)),
         "seeds": seeds,
         "test": test if test is None or isinstance(test, (str, Path)) else f"<{type(test).__qualname__}>",
         "control": control,
@@ -136,8 +155,14 @@ def compare(
     assembled = assemble(given)
     given |= {name: assembled.config[name] for name in BY_RECIPE if is_auto(given[name])}
     given["tasks"] = assembled.job.tasks  # a splitter may fix its own
-    held = None if test is None else _test_rows(test, assembled.prepared.dataset)
+    held = None if test is None else _test_rows(test, assembled.prepared)
+    if held is None and not assembled.prepared.splits.sealed.any():
+        raise InputError("splits: they seal no rows to judge arms by; give test, or other splits.")
+    for arm in lines:
+        if arm.changes is not None:
+            _check_arm(arm.name, assemble({**given, **arm.changes}), assembled)
     if folder is not None:
+        _check_data(folder, assembled.prepared, held)
         files.write_text(folder / "comparison.yaml", yaml.safe_dump(files.jsonable(config), sort_keys=False))
     scores = _run(lines, seeds, given, held, folder, listen)
     metric = assembled.job.objective.metric
@@ -177,9 +202,32 @@ def fit_arguments(model: Any, data: Any, **options: Any) -> dict[str, Any]:
     return {**given, "transfer": "none", "holdout": 0.0}
 
 
-def _test_rows(test: Any, dataset: Dataset) -> Dataset:
+def _test_rows(test: Any, prepared: Prepared) -> Dataset:
     """The test set, its classes numbered as the data's are."""
-    return read(test, target=dataset.target.name, kind=dataset.target.kind, labels=dataset.target.labels)
+    target = prepared.dataset.target
+    held = read(test, target=target.name, kind=target.kind, labels=target.labels)
+    if held.target.outputs != target.outputs:
+        raise InputError(f"test: has {held.target.outputs} targets, and the data has {target.outputs}; give the same.")
+    prepared.encoder.encode(held.features)  # so that rows which do not fit are refused now
+    return held
+
+
+def _check_arm(name: str, own: Assembled, given: Assembled) -> None:
+    if not np.array_equal(own.prepared.splits.sealed, given.prepared.splits.sealed):
+        raise InputError(f"arms: {name}: its splits seal other rows than the other arms'; give splits that do not.")
+
+
+def _check_data(folder: Path, prepared: Prepared, test: Dataset | None) -> None:
+    """Refuses to go on with other rows, of which `comparison.yaml` may say no more than their type."""
+    record = folder / "scores" / "data.json"
+    known = {
+        "data": prepared.fingerprint,
+        "test": None if test is None else fingerprint(test, test.fingerprints()),
+    }
+    if not record.exists():
+        files.write_json(record, known)
+    elif files.read_json(record) != known:
+        raise InputError(f"resume: the data has changed since the comparison in {folder} began; give another out.")
 
 
 def _run(

@@ -106,7 +106,7 @@ def render(result: Json, history: list[Json], config: Json, findings: list[Json]
     scale = Scale.of(result["scores"]["metric"])
     periods = [event for event in history if event["event"] == "period"]
     transfers, forms = list(_transfers(history)), _forms(history)
-    selected = result["selected"]
+    selected, epochs = result["selected"], [event for event in history if event["event"] == "student"]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"score": scale.text, "number": _number, "bytes": _bytes, "seconds": _seconds}
     template = resources.files("kinfold.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
@@ -119,7 +119,8 @@ def render(result: Json, history: list[Json], config: Json, findings: list[Json]
         own_task=selected["task"] if selected["kind"] == "task" else None,
         comparison=_comparison(result, scale),
         curves=_curves(periods, selected, scale),
-        student=_student([event for event in history if event["event"] == "student"]),
+        student=_student(epochs),
+        student_epochs=len(epochs),
         score_matrix=_score_matrix(result, scale),
         timeline=_timeline(transfers, forms, result["tasks"], periods),
         by_pair=_by_pair(result),

@@ -8,7 +8,6 @@ are not they are what the tasks hold against them. The cross-fitted prediction o
 with the weights worked out; a last student on all rows is distillation (Hinton, Vinyals, Dean, arXiv:1503.02531).
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -21,7 +20,7 @@ from kinfold.transfer.base import Lesson, Need, Plan, Rule, State, View, check_s
 
 SCALES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 """Temperatures at which the tasks' predictions are tried: small networks are over-confident, short runs too modest."""
-RATES = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+RATES = (*(0.005 * i for i in range(20)), *(0.1 + 0.02 * i for i in range(26)))
 """Rates of label noise that are tried."""
 
 
@@ -35,40 +34,36 @@ class Distil(Rule):
 
         q(c) ∝ p(c) · (1 − η if c = y else η / (C − 1)),
 
-    and (s, η) have the greatest likelihood Π [(1 − η) p(y) + η (1 − p(y)) / (C − 1)] over the rows that some task
-    held out. After a short first stage η is looked at: where it is below `clean` the labels can be believed, and the
-    student learns from these with all that is left. Else the tasks train for a second stage, so that they know
-    more, and the student's targets are q. A row that no task held out keeps its label; in regression all do.
+    averaged over s and η by their likelihood Π [(1 − η) p(y) + η (1 − p(y)) / (C − 1)] over the rows that some task
+    held out, all values on a grid being equally likely before. After a short first stage η is looked at: where it is
+    surely below `clean` the labels can be believed, and the student learns from these with all that is left. Else the
+    tasks train on, so that they know more, and are asked again; if in the end η is not below `clean`, the student's
+    targets are q. A row that no task held out keeps its label; in regression all do.
 
     Attributes:
-        probe: share of the budget that the tasks have in any case.
-        further: share that they have besides where labels are noisy.
-        clean: rate of noise below which labels are believed.
+        stages: shares of the budget that the tasks have: the first in any case, each further one unless labels are
+            surely clean by then. The student has the rest.
+        clean: rate of noise below which labels are believed: with probability 0.975 before the last stage, by its
+            expectation after it.
 
     Example:
-        >>> Distil().stages, Distil().student
-        ((0.1, 0.4), True)
+        >>> Distil().student, Distil(stages=(0.2, 0.4)).due(period=1, epochs=10)
+        (True, False)
     """
 
     name = "distil"
     needs: ClassVar[frozenset[Need]] = frozenset({"predictions"})
     moves: ClassVar[bool] = False
     until = 0.0
-    probe: float | int = 0.1
-    further: float | int = 0.4
+    stages: tuple[float | int, ...] = (0.1, 0.6)
     clean: float | int = 0.04
 
     def __post_init__(self) -> None:
         check_shares(self.name, clean=self.clean)
-        for argument, value in (("probe", self.probe), ("further", self.further)):
-            if not 0.0 < value < 1.0:
-                raise InputError(f"distil: {argument} is {value!r}; give a number between 0 and 1.")
-        if self.probe + self.further >= 1.0:
+        if not self.stages or min(self.stages) <= 0 or sum(self.stages) >= 1:
             raise InputError(
-                f"distil: probe and further are {self.probe!r} and {self.further!r}, which leaves nothing for the "
-                "student; lower one."
+                f"distil: stages is {self.stages!r}; give shares above 0 that leave something for the student."
             )
-        object.__setattr__(self, "stages", (self.probe, self.further))
 
     def plan(self, view: View, state: State, generator: torch.Generator) -> tuple[Plan | None, State]:
         del view, generator
@@ -83,21 +78,34 @@ class Distil(Rule):
         outputs = view.predict(rows).double()
         sound = outputs.isfinite().flatten(1).all(1)  # a diverged task has nothing to teach
         held_out = view.validation[:, rows] & sound[:, None]
-        posterior, scale, rate = true_classes(outputs, view.targets[rows], held_out)
-        said = f"labels: {100 * rate:.3g} % of them seem wrong (predictions at temperature {scale:g})"
-        if rate < self.clean:
+        belief = true_classes(outputs, view.targets[rows], held_out)
+        said = f"labels: {100 * belief.rate:.3g} % of them seem wrong, at most {100 * belief.upper:.3g} %"
+        if (belief.rate if last else belief.upper) < self.clean:
             return Lesson(note=f"{said}; the student learns from the labels as they are")
         if not last:
             return None
         targets = outputs.new_zeros(len(view.unsealed), view.classes)
-        targets[rows] = posterior
+        targets[rows] = belief.posterior
         return Lesson(targets, note=f"{said}; the student learns from what the tasks make of them")
 
 
-def true_classes(
-    outputs: Float[Tensor, "T m C"], labels: Int64[Tensor, " m"], held_out: Bool[Tensor, "T m"]
-) -> tuple[Float[Tensor, "m C"], float, float]:
-    """Returns (posterior over each row's true class, temperature s, noise rate η); see `Distil`.
+@dataclass(frozen=True)
+class Belief:
+    """What tasks make of labels that they have not seen.
+
+    Attributes:
+        posterior: [m, C] probabilities of each row's true class.
+        rate: expected rate of label noise.
+        upper: the rate below which it lies with probability 0.975.
+    """
+
+    posterior: Float[Tensor, "m C"]
+    rate: float
+    upper: float
+
+
+def true_classes(outputs: Float[Tensor, "T m C"], labels: Int64[Tensor, " m"], held_out: Bool[Tensor, "T m"]) -> Belief:
+    """Returns what the tasks make of the rows' labels; see `Distil`.
 
     Args:
         outputs: every task's logits.
@@ -105,28 +113,39 @@ def true_classes(
         held_out: whether a task did not train on a row.
 
     Example:
-        >>> outputs = 4.0 * torch.eye(2)[[0, 1, 0, 1]].expand(2, 4, 2)  # both tasks are sure of 0 1 0 1
-        >>> posterior, _, rate = true_classes(outputs, torch.tensor([0, 1, 0, 0]), torch.ones(2, 4, dtype=bool))
-        >>> posterior.argmax(1), rate
-        (tensor([0, 1, 0, 1]), 0.25)
+        >>> outputs = 4.0 * torch.eye(2)[torch.arange(80) % 2].expand(2, 80, 2)  # both tasks are sure of 0 1 0 1 …
+        >>> labels = torch.arange(80) % 2
+        >>> labels[:20] = 0  # ten of the eighty are wrong, which is not much to go by
+        >>> belief = true_classes(outputs, labels, torch.ones(2, 80, dtype=bool))
+        >>> belief.posterior[:4].argmax(1), round(belief.rate, 2)
+        (tensor([0, 1, 0, 1]), 0.08)
     """
     C = outputs.shape[-1]
-    teachers = held_out.sum(0)
-    known = teachers > 0
+    known = held_out.any(0)
     labelled = torch.nn.functional.one_hot(labels, C).to(outputs.dtype)
     if not bool(known.any()):
-        return labelled, 1.0, 0.0
-    best, scale, rate, believed = -math.inf, 1.0, 0.0, labelled
-    for s in SCALES:
-        p = torch.softmax(torch.where(held_out[..., None], outputs, 0.0) / s, -1) * held_out[..., None]
-        p = p.sum(0) / teachers.clamp_min(1)[:, None]
-        of_label = (p * labelled).sum(1)[known]
-        for eta in RATES:
-            likelihood = (1 - eta) * of_label + eta * (1 - of_label) / (C - 1)
-            score = float(likelihood.clamp_min(1e-12).log().mean())
-            if score > best:
-                best, scale, rate, believed = score, s, eta, p
-    posterior = believed * torch.where(labelled > 0, 1 - rate, rate / (C - 1))
-    total = posterior.sum(1, keepdim=True)
-    sure = known[:, None] & (total > 0)
-    return torch.where(sure, posterior / total.clamp_min(1e-300), labelled), scale, rate
+        return Belief(labelled, 0.0, 1.0)
+    rates = torch.tensor(RATES, dtype=outputs.dtype)[:, None]
+    beliefs = [_mean_prediction(outputs[:, known], held_out[:, known], s) for s in SCALES]
+    of_label = torch.stack([(p * labelled[known]).sum(1) for p in beliefs])
+    likelihood = (1 - rates) * of_label[:, None] + rates * (1 - of_label[:, None]) / (C - 1)
+    weight = torch.softmax(likelihood.clamp_min(1e-12).log().sum(-1).flatten(), 0).view(len(SCALES), len(RATES))
+    mean = torch.zeros_like(beliefs[0])
+    for i, j in (weight > 1e-4).nonzero().tolist():
+        joint = beliefs[i] * torch.where(labelled[known] > 0, 1 - RATES[j], RATES[j] / (C - 1))
+        total = joint.sum(1, keepdim=True)
+        mean += weight[i, j] * torch.where(total > 0, joint / total.clamp_min(1e-300), labelled[known])
+    posterior = labelled.clone()
+    posterior[known] = mean / mean.sum(1, keepdim=True)
+    of_rate = weight.sum(0)
+    upper = RATES[int((of_rate.cumsum(0) < 0.975).sum().clamp_max(len(RATES) - 1))]
+    return Belief(posterior, float((of_rate * rates[:, 0]).sum()), upper)
+
+
+def _mean_prediction(
+    outputs: Float[Tensor, "T m C"], held_out: Bool[Tensor, "T m"], scale: float
+) -> Float[Tensor, "m C"]:
+    """The mean of the probabilities that those tasks give which held a row out."""
+    weights = held_out[..., None].to(outputs.dtype)
+    p = torch.softmax(torch.where(held_out[..., None], outputs, 0.0) / scale, -1)
+    return (p * weights).sum(0) / weights.sum(0)
