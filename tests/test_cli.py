@@ -70,7 +70,7 @@ def test_every_argument_of_fit_is_a_key():
 
 def test_every_argument_of_compare_is_a_key():
     arguments = {*inspect.signature(fit).parameters, *inspect.signature(compare).parameters}
-    decided = {"transfer", "holdout", "seed"}  # by the arms, the test rows and the seeds
+    decided = {"transfer", "candidates", "holdout", "seed"}  # by the arms, the test rows and the seeds
     assert {"data", *COMPARE_KEYS} == arguments - decided - {"options", "out", "resume", "listen"}
 
 
@@ -291,7 +291,7 @@ def test_flags_go_before_the_file(cli):
 )
 def test_what_was_handed_back_is_said(cli, candidates, task, words):
     """Of a soup and of an average, had they been picked."""
-    argv = ("train", "iris", *FAST, "--epochs", "20", "--candidates", candidates, "--start", "shared", "--out", "run")
+    argv = ("train", "iris", *FAST, "--epochs", "20", "--transfer", "none", "--candidates", candidates, "--out", "run")
     assert cli(*argv)[0] == 0
     said = json.loads(Path("run/result.json").read_text())
     made = next(contender for contender in said["contenders"] if contender["kind"] != "task")
@@ -367,7 +367,10 @@ def test_compare(cli):
     ]
     assert Path(folder, "comparison.md").read_text() in out
     assert {path.name for path in Path(folder).glob("*.svg")} >= {"gaps.svg"}
-    progress = err.splitlines()
+    *told, recipe = [line for line in err.splitlines() if " of 6: " not in line]
+    assert told == ["warning: sealed rows equal to a row that tasks use: 1 (rows 101)."]
+    assert recipe.startswith("note: recipe for table data")
+    progress = [line for line in err.splitlines() if " of 6: " in line]
     assert len(progress) == 6
     assert progress[0].startswith("1 of 6: seed 0, conventional 0.")
     assert " left" in progress[0]
@@ -495,7 +498,7 @@ def test_an_interrupted_comparison_can_be_resumed(cli):
     assert process.returncode == 130
     assert out == ""
     *told, line = err.splitlines()
-    assert all(" of 80: seed " in each for each in told)
+    assert all(" of 80: seed " in each or each.startswith(("note: ", "warning: ")) for each in told)
     assert line == "kinfold: interrupted; go on with: kinfold compare --resume --out 'my grid'"
     assert not Path("my grid/comparison.md").exists()
 

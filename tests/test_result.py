@@ -74,7 +74,7 @@ def test_json_is_json_with_numbers_where_they_are(result: Result, tmp_path: Path
     assert np.shape(said["scores"]["own"]) == (3,)
     assert np.shape(said["transfers"]["by_pair"]) == (3, 3)
     assert (said["tasks"], said["seed"], said["stopped"], said["precision"]) == (3, 0, "epochs", "float32")
-    assert said["selected"]["kind"] == "task"
+    assert (said["selected"]["kind"], said["selected"]["task"]) == ("distilled", None)  # the default rule's student
     assert said["estimate"]["clean"] is True
 
 

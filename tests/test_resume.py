@@ -37,7 +37,7 @@ from kinfold.transfer import (
 EPOCHS = 4
 MLP = {"name": "mlp", "hidden": [8], "batch_norm": True}
 DROPOUT = {"name": "mlp", "hidden": [8], "dropout": 0.4}
-SMALL: dict[str, Any] = {"tasks": 3, "epochs": EPOCHS, "batch_size": 16, "model": MLP}
+SMALL: dict[str, Any] = {"tasks": 3, "epochs": EPOCHS, "batch_size": 16, "model": MLP, "transfer": "amto"}
 EAGER = AMTO(p_low=1.0, p_high=1.0)
 ADAM = partial(torch.optim.AdamW, lr=0.01)
 
@@ -168,7 +168,14 @@ CASES: dict[str, dict[str, Any]] = {
     "no fused form": {"optimizer": partial(torch.optim.Rprop, lr=0.01)},
     "one task": {"tasks": 1},
     "averages and soups": {"candidates": ["ema", "swa", "soup", "greedy-soup"], "transfer": EAGER, "optimizer": ADAM},
-    "stages": {"transfer": Graduates(), "epochs": 8, "candidates": ["swa"], "scheduler": "linear"},
+    "stages cut short": {
+        "transfer": Graduates(),
+        "epochs": 16,
+        "patience": 1,
+        "optimizer": partial(torch.optim.SGD, lr=1e-4),
+        "scheduler": "linear",
+    },
+    "stages": {"transfer": Graduates(), "epochs": 8, "scheduler": "linear"},
 }
 
 
@@ -257,7 +264,7 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
 
 
 STUDENTS: dict[str, dict[str, Any]] = {
-    "all rows": {"transfer": Distil(probe=0.25, further=0.25), "optimizer": ADAM},
+    "all rows": {"transfer": Distil(stages=(0.25, 0.25)), "optimizer": ADAM},
     "taught": {"transfer": Graduates(), "epochs": 8, "model": {"name": "mlp", "hidden": [8], "dropout": 0.4}},
 }
 

@@ -78,6 +78,9 @@ class Scripted(Engine):
     def visits(self) -> int:
         return 0
 
+    def close(self) -> None:
+        self.calls.append("close")
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {}, {}
 

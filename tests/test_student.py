@@ -116,6 +116,27 @@ def test_one_hot_targets_are_the_labels() -> None:
     assert_equal_models(train_student(job, UNSEALED, epochs=2, scheduler=None).model, student.model)
 
 
+@pytest.mark.parametrize("loss", ["own", "weighted"])
+def test_a_loss_of_class_numbers_is_expected_under_probabilities(loss: str) -> None:
+    """Of the user's own making, or one of torch's that knows no probabilities; by the sum over the classes."""
+    weights = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+
+    def own(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.softmax(1) - nn.functional.one_hot(targets, 3)).square().sum(1).mean()
+
+    given = own if loss == "own" else nn.MultiMarginLoss(weight=weights)
+    objective = make_objective("classification", 3, given, None, torch.device("cpu"), torch.float64)
+    job = make_job(objective=objective)
+    outputs = torch.randn(7, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    each = [[given(outputs[i : i + 1], torch.tensor([c])) for c in range(3)] for i in range(7)]
+    by_hand = (SOFT[:7] * torch.tensor(each)).sum(1).mean()
+    torch.testing.assert_close(objective.of_probabilities().loss(outputs, SOFT[:7]), by_hand)
+    one_hot = nn.functional.one_hot(job.targets, 3).double()
+    taught = train_student(job, UNSEALED, epochs=2, scheduler=None, targets=one_hot)
+    assert_equal_models(train_student(job, UNSEALED, epochs=2, scheduler=None).model, taught.model)
+    assert taught.train_loss > 0
+
+
 def test_regression() -> None:
     values = torch.randn(N, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     objective = make_objective("regression", 3, None, None, torch.device("cpu"), torch.float64)

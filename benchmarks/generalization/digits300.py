@@ -77,6 +77,7 @@ ARMS: dict[str, tuple[str, Arm]] = {
     "all rows, equal compute": ("8", partial(all_rows, epochs=round(EPOCHS * T * 0.8))),
     "amto": ("8", partial(fitted, transfer="amto")),
     "teach": ("8", partial(fitted, transfer="teach")),
+    "distil": ("8", partial(fitted, transfer="distil")),
 }
 CONTROLS = ("conventional", "conventional, epoch by loss", "best of 8", "best of 8, by loss")
 

@@ -9,10 +9,11 @@ over data sets. Legend: A arms, D data sets, K seeds.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from cells import CELLS, Cell
+from cells import CELLS, Cell, draw
 from jaxtyping import Float64
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -33,6 +34,22 @@ from kinfold.comparing.table import markdown
 
 RECORDS = Path(__file__).with_name("records")
 OUR, REFERENCE = "distil", "ensemble"
+CONTROLS = (
+    "conventional",
+    "conventional-long",
+    "restarts",
+    "refit",
+    "all-rows-once",
+    "all-rows",
+    "all-rows-ema",
+    "all-rows-swa",
+)
+ABOUT = """Recipes
+(`recipes.json`) were tuned for the conventional control by validation rows of other seeds (of data sets without an
+official test part, these rows may be test rows here), and are the same for every arm. A data set's figure is the mean
+over its cells. Trained by `arms_on_cells.py`, one torch thread a process."""
+ABOUT_P = """The corrected p is Nadeau and Bengio's, for seeds that split one data set anew; with few labelled rows and
+many test rows it is cautious. *Worse beyond interval* is by how much even the better end of the interval is worse."""
 REGIMES: dict[str, Callable[[Cell], bool]] = {
     "clean, full": lambda cell: not cell.noise and cell.length == "full",
     "clean, under-trained": lambda cell: cell.length == "under",
@@ -50,15 +67,16 @@ class Grid:
     """
 
     def __init__(self, records: Path, field: str = "value", scale: float = 100.0):
-        found = {name: sorted((records / name).glob("*.json"), key=lambda path: int(path.stem)) for name in CELLS}
-        self.seeds = min(len(paths) for paths in found.values())
-        if not self.seeds:
-            missing = [name for name, paths in found.items() if not paths]
-            raise SystemExit(f"records: none for {', '.join(missing)}; run arms_on_cells.py.")
-        read = {name: [files.read_json(path) for path in paths[: self.seeds]] for name, paths in found.items()}
-        self.arms = [
-            arm for arm in next(iter(read.values()))[0] if all(arm in run for runs in read.values() for run in runs)
-        ]
+        seeds = set.intersection(*({int(path.stem) for path in (records / name).glob("*.json")} for name in CELLS))
+        if not seeds:
+            raise SystemExit("records: there is no seed that every cell has; run arms_on_cells.py.")
+        read = {name: [files.read_json(records / name / f"{seed}.json") for seed in sorted(seeds)] for name in CELLS}
+        runs = [run for several in read.values() for run in several]
+        self.seeds = len(seeds)
+        self.arms = [arm for arm in runs[0] if all(arm in run for run in runs)]
+        left_out = sorted({arm for run in runs for arm in run} - set(self.arms))
+        if left_out and field == "value":
+            print(f"left out, since some cell or seed lacks them: {', '.join(left_out)}", file=sys.stderr)
         self.cells = {
             name: scale * np.array([[run[arm][field] for run in runs] for arm in self.arms], dtype=np.float64)
             for name, runs in read.items()
@@ -79,15 +97,16 @@ class Grid:
         return row
 
 
+@cache
 def test_ratio(data: str) -> float | None:
     """Returns the test rows' share of all rows where seeds split a data set anew, as a mean over cells; else None."""
     cells = [cell for cell in CELLS.values() if cell.data == data]
     if cells[0].source.fixed_test:
         return None
-    return float(np.mean([cell.source.test_rows / (cell.source.test_rows + cell.rows) for cell in cells]))
+    return float(np.mean([draw(cell, 0).test.mean() for cell in cells]))
 
 
-def regimes(grid: Grid) -> str:
+def regimes(grid: Grid, records: Path) -> str:
     """The mean over data sets of every arm in every regime, and its mean rank over data sets."""
     singles = [arm for arm in grid.arms if arm != REFERENCE]
     means = {name: np.mean([v.mean(1) for v in grid.by_set(keep).values()], axis=0) for name, keep in REGIMES.items()}
@@ -95,7 +114,7 @@ def regimes(grid: Grid) -> str:
     ranks = dict(
         zip(singles, average_ranks(overall[:, [grid.arms.index(arm) for arm in singles]]).tolist(), strict=True)
     )
-    visits = Grid(args.records, "visits", 1.0).cells
+    visits = Grid(records, "visits", 1.0).cells
     unit = grid.arms.index("conventional")
     relative = np.mean([v.mean(1) / v.mean(1)[unit] for v in visits.values()], axis=0)
     rows = []
@@ -191,20 +210,17 @@ def sections(grid: Grid, records: Path) -> Sequence[str]:
     overall = np.stack([values.mean(1) for values in grid.by_set().values()])
     singles = [a for a, arm in enumerate(grid.arms) if arm != REFERENCE]
     test = friedman(overall[:, singles])
-    controls = ("conventional", "conventional-long", "restarts", "refit", "all-rows-once", "all-rows", "all-rows-swa")
+    controls = [control for control in CONTROLS if control in grid.arms]
     return [
         "# Arms on cells: which way of spending a budget gives the best single model",
         provenance(),
-        f"{len(grid.cells)} cells over {len(grid.sets)} data sets, {grid.seeds} seeds, 8 tasks; test accuracy in %. Recipes "
-        "(`recipes.json`) were tuned for the conventional control by validation rows of other seeds, and are the same for "
-        "every arm. A data set's figure is the mean over its cells. Made by `arms_on_cells.py`, one torch thread a process.",
+        f"{len(grid.cells)} cells over {len(grid.sets)} data sets, {grid.seeds} seeds, 8 tasks; accuracy in %. {ABOUT}",
         "## In all, and by regime",
-        regimes(grid),
+        regimes(grid, records),
         f"Friedman's test over data sets: p = {test.p:.2g}. ![Mean ranks](arms_on_cells.svg)",
         kept_of_ensemble(grid),
         *(part for control in controls for part in (f"## Against {control}", against(grid, control))),
-        "The corrected p is Nadeau and Bengio's, for seeds that split one data set anew; with few labelled rows and many "
-        "test rows it is cautious. *Worse beyond interval* is by how much even the better end of the interval is worse.",
+        ABOUT_P,
         "## Training loss and generalization gap",
         losses(grid, records),
         "## Every cell",

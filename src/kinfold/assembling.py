@@ -101,6 +101,11 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
     epochs = int(parts["epochs"])
     stages = _stages(rule, epochs) if prepared.splits.tasks > 1 else (epochs,)
     also = _several("candidates", given["candidates"], CANDIDATES, Candidate)
+    if also and rule.student and prepared.splits.tasks > 1:
+        raise InputError(
+            f"candidates: with transfer {rule.name!r} its student is handed back, whatever they score; leave them out, "
+            "or choose another rule, such as papa."
+        )
     trackers = tuple(tracker for one in also if (tracker := one.tracker(stages[-1])) is not None)
     precision = given["precision"]
     structure, objective = _objective(parts["model"], prepared, given["loss"], given["metric"], where, precision)
@@ -112,7 +117,7 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
         validation=torch.from_numpy(prepared.splits.validation),
         objective=objective,
         optimizer=optimizer_maker(parts["optimizer"]),
-        scheduler=scheduler_maker(parts["scheduler"], stages[0]),
+        scheduler=scheduler_maker(parts["scheduler"], stages[0], length=epochs),
         methods=(*_several("methods", parts["methods"], METHODS, Method), *trackers),
         batch_size=int(parts["batch_size"]),
         accumulate=given["accumulate"],
@@ -123,7 +128,7 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
         device=where,
         precision=precision,
     )
-    scheduler = partial(scheduler_maker, parts["scheduler"])
+    scheduler = partial(scheduler_maker, parts["scheduler"], length=epochs)
     return Assembled(prepared, job, Remaining(rule, also, epochs, stages, scheduler), config, told)
 
 
@@ -141,17 +146,18 @@ class Prepared:
 def _prepare(
     dataset: Dataset, splits: Any, tasks: int, val_fraction: float | int, holdout: float | int, seed: int
 ) -> Prepared:
-    info = RowInfo(
-        dataset.target.values.numpy(),
-        None if dataset.target.labels is None else len(dataset.target.labels),
-        dataset.groups,
-        dataset.times,
-        dataset.target.labels,
-    )
+    info = row_info(dataset)
     drawn = draw_splits(info, splits, tasks=int(tasks), val_fraction=val_fraction, holdout=holdout, seed=int(seed))
     hashes = dataset.fingerprints()
     encoder = dataset.fit(np.flatnonzero(~drawn.sealed))
     return Prepared(dataset, drawn, audit(drawn, info, hashes), encoder, fingerprint(dataset, hashes))
+
+
+def row_info(dataset: Dataset) -> RowInfo:
+    """Returns what a splitter may know of the rows."""
+    target = dataset.target
+    classes = None if target.labels is None else len(target.labels)
+    return RowInfo(target.values.numpy(), classes, dataset.groups, dataset.times, target.labels)
 
 
 def fingerprint(dataset: Dataset, hashes: UInt64[np.ndarray, " N"]) -> str:

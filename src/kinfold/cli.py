@@ -104,14 +104,14 @@ KEYS: Mapping[str, Key] = {
     "criterion": Key(str, "C", "mean, worst, rank or lower: how a model's scores on all validation sets become one"),
     "accumulate": Key(int, "N", "batches whose mean gradient makes one optimizer step"),
     "clip_norm": Key(float | _Auto | None, "X", "greatest gradient norm of each task"),
-    "engine": Key(str, "ENGINE", "auto, sequential or vectorised"),
+    "engine": Key(str, "ENGINE", "auto, sequential, vectorised, or workers: processes that share out the tasks"),
     "precision": Key(str, "P", "float32, bf16 or float64"),
     "device": Key(str, "D", "auto, cpu, cuda, cuda:1 …"),
     "seed": Key(int, "S", "of everything random"),
 }
 """Everything that `config.yaml` holds beside `data`."""
 
-_SET_BY_ARMS = ("transfer", "holdout", "seed")
+_SET_BY_ARMS = ("transfer", "candidates", "holdout", "seed")
 COMPARE_KEYS: Mapping[str, Key] = {
     "arms": Key(_Parts, "ARMS", "a,b,c: controls, and rules such as teach+papa; or a list that has mappings, too"),
     "seeds": Key(int, "K", "how many seeds every arm runs with"),
@@ -331,8 +331,6 @@ def _config(command: str, keys: Mapping[str, Key], path: Path, flags: Given) -> 
     content = read_yaml(path)
     if not isinstance(content, (dict, type(None))):
         raise InputError(f"config: {path} holds no keys; write lines such as 'tasks: 8'.")
-    if content is not None and path.name == _RECORDS["compare"]:
-        content = _as_given(content, flags)
     values = {}
     for name, value in (content or {}).items():
         if name not in ("data", *keys):
@@ -352,13 +350,6 @@ def _config(command: str, keys: Mapping[str, Key], path: Path, flags: Given) -> 
     except ArgumentError as error:
         raise InputError(f"config {path}: {_parse_error(error)}.") from None
     return parsed
-
-
-def _as_given(record: Json, flags: Given) -> Json:
-    """Returns what `comparison.yaml` says as keys: without what arms and seeds decide, and the share of test rows."""
-    content = {name: value for name, value in record.items() if name not in _SET_BY_ARMS}
-    by_share = record.get("test") is None and "holdout" in record and "test" not in flags
-    return {**content, "test_share": record["holdout"]} if by_share else content
 
 
 def _source(data: str) -> str:
@@ -445,6 +436,9 @@ def _compare(given: Given) -> str:
     from kinfold.comparing import compare
 
     values = _values("compare", COMPARE_KEYS, given)
+    for flag, other in (("test", "test_share"), ("test_share", "test")):
+        if flag in given and other not in given:  # what a file says of the other is passed over
+            values.pop(other, None)
     if values.get("test") is not None and "test_share" in values:
         raise InputError(f"test_share: is of no use where test is {values['test']!r}; leave out one of the two.")
     untold = []
@@ -493,7 +487,8 @@ def _compared(found: "Comparison", folder: Path) -> Json:
     said: Json = jsonable(
         {
             "version": __version__,
-            **{name: config[name] for name in ("data", "model", "tasks", "seeds", "test", "control")},
+            **{name: config[name] for name in ("data", "model", "tasks", "seeds", "control")},
+            "test": config.get("test"),
             "metric": found.metric,
             "arms": arms,
             "scores": [asdict(score) for score in found.scores],

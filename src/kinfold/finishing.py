@@ -19,7 +19,7 @@ from kinfold.candidates import Candidate, Finished, Kind
 from kinfold.data.base import Dataset, Encoder, Label
 from kinfold.engines import Engine, Job
 from kinfold.result import Contender, Result, Scores, Selected, Target, Transfers, model_outputs
-from kinfold.run import Event, Listener, Progress, open_targets
+from kinfold.run import Event, Listener, Progress, open_losses, open_targets
 from kinfold.selection import Estimate, estimate, exposed_share, overall, select
 from kinfold.splits import Splits
 from kinfold.student import Student, epochs_done, epochs_within, train_student
@@ -208,7 +208,7 @@ def ask_for_lesson(
         options=engine.options(),
         classes=job.objective.classes,
         predict=partial(engine.predict, best=True) if "predictions" in rule.needs else None,
-        losses=partial(engine.losses, best=True) if "losses" in rule.needs else None,
+        losses=partial(open_losses, partial(engine.losses, best=True), unsealed) if "losses" in rule.needs else None,
     )
     return rule.graduate(view, progress.rule, last)
 

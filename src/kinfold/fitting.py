@@ -3,6 +3,7 @@
 Nothing is written before everything has been checked, so bad input leaves nothing behind.
 """
 
+import contextlib
 import copy
 import logging
 import time
@@ -88,7 +89,7 @@ def fit(
         tasks: T, how many splits and models.
         val_fraction: share of the unsealed rows that a task validates on.
         holdout: share of all rows that is sealed for the estimate; 0 for none, and then there is no estimate.
-        epochs: the cap, and the length of the schedule.
+        epochs: the cap, and the length of the schedule. A rule with stages or a student divides them.
         patience: stop when every task has gone this many periods without improving; None runs to the cap.
         batch_size: B, rows of one task in one batch.
         optimizer: from parameters to a `torch.optim.Optimizer`; one for all tasks, or T of them. Default SGD,
@@ -99,18 +100,20 @@ def fit(
             `kinfold.Metric`. Default accuracy, or R².
         splits: how to split: `stratified`, `shuffle`, `kfold`, `grouped`, `ordered`, a saved file, a scikit-learn
             splitter … (see `kinfold.splits.resolve`).
-        transfer: what tasks learn from each other: `amto`, `teach`, `none`, or a rule. Several act together as
+        transfer: what tasks learn from each other, or teach a student of theirs in the end: `distil`, `amto`,
+            `teach`, `papa`, `none` … (docs/rules.md), or a rule. Several act together as
             `teach+papa`, or as a list: `["teach", {"name": "papa", "alpha": 0.98}]`.
         methods: training methods, one or several in order: `label_smoothing`, `mixup`, `crop_flip_cutout`, or objects.
         candidates: what may be handed back besides the tasks' own models, one or several: `soup`, `greedy-soup`,
-            `ema`, `swa`, or objects. Picked, like these, by the scores on all validation sets.
+            `ema`, `swa`, or objects. Picked, like these, by the scores on all validation sets; so not beside a rule
+            that hands back a student of its own, as `distil` does.
         start: whether a factory is called once for all tasks (`shared`), or once a task (`independent`). Blends
             of independently initialised networks lie in high-loss regions; from a shared start they work.
         better: what decides between two scores first, the `metric` or the `loss`; the other breaks ties.
         criterion: how a model's scores on all validation sets become one: `mean`, `worst`, `rank`, `lower`.
         accumulate: batches whose mean gradient makes one optimizer step.
         clip_norm: greatest gradient norm of each task.
-        engine: `auto`, `sequential` or `vectorised`.
+        engine: `auto`, `sequential`, `vectorised` or `workers` (processes that share out the tasks, on a CPU).
         precision: `float32`, `bf16` (forward pass under autocast) or `float64`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         seed: of everything random; nothing reads the global random state.
@@ -162,7 +165,7 @@ def carry_out(
     resume: bool = False,
     listen: Listener | None = None,
 ) -> tuple[Result, Engine]:
-    """Trains what was assembled; returns the result and the engine, with every task's model.
+    """Trains what was assembled; returns the result and the engine, closed, with every task's model.
 
     Args:
         assembled: the run.
@@ -180,61 +183,63 @@ def carry_out(
     if job.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.device)
     started, note = choose_engine(engine if saved is None else saved[1]["engine_name"], job)
-    told = assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]
-    if saved is None:
-        progress = Progress.start(job, remaining.rule, prepared.fingerprint)
-    else:
-        stage = saved[1]["run"]["stage"]
-        if stage:  # the schedule of its stage, for the state of that schedule to be put into
-            ends = remaining.stages
-            started.reschedule(remaining.scheduler(ends[stage] - ends[stage - 1]))
-        progress = Progress.load(started, *saved)
-    earlier = progress.wall_seconds
-    if folder is not None:
-        _open(folder, assembled.config, prepared.splits, fresh=saved is None)
-    student_folder = None if folder is None else folder / "checkpoints" / "student"
-    history = _History(folder, None if saved is None else progress.period + epochs_done(student_folder), listen)
-    if saved is None:
-        for event in told:
-            history(event)
-    unsealed, stages, lesson, stopped = torch.from_numpy(~prepared.splits.sealed), remaining.stages, None, "epochs"
-    for stage, end in enumerate(stages):
-        if stage < progress.stage:
-            continue
-        if stage > progress.stage:
-            started.reschedule(remaining.scheduler(end - progress.period))
-            progress.stage = stage
-        stopped = run(
+    with contextlib.closing(started):
+        told = assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]
+        if saved is None:
+            progress = Progress.start(job, remaining.rule, prepared.fingerprint)
+        else:
+            stage = saved[1]["run"]["stage"]
+            if stage:  # the schedule of its stage, for the state of that schedule to be put into
+                ends = remaining.stages
+                started.reschedule(remaining.scheduler(ends[stage] - ends[stage - 1]))
+            progress = Progress.load(started, *saved)
+        earlier = progress.wall_seconds
+        if folder is not None:
+            _open(folder, assembled.config, prepared.splits, fresh=saved is None)
+        student_folder = None if folder is None else folder / "checkpoints" / "student"
+        history = _History(folder, None if saved is None else progress.period + epochs_done(student_folder), listen)
+        if saved is None:
+            for event in told:
+                history(event)
+        unsealed, stages, lesson, stopped = torch.from_numpy(~prepared.splits.sealed), remaining.stages, None, "epochs"
+        for stage, end in enumerate(stages):
+            if stage < progress.stage:
+                continue
+            if stage > progress.stage:
+                started.reschedule(remaining.scheduler(end - progress.period))
+                progress.begin_stage(stage)
+            stopped = run(
+                started,
+                job,
+                remaining.rule,
+                progress,
+                epochs=end,
+                patience=patience,
+                unsealed=unsealed,
+                listen=history,
+                checkpoints=checkpoints,
+                cap=remaining.epochs,
+            )
+            lesson = ask_for_lesson(started, job, progress, remaining, unsealed, last=end == stages[-1])
+            if lesson is not None:
+                break
+        result = finish(
             started,
             job,
-            remaining.rule,
             progress,
-            epochs=end,
-            patience=patience,
-            unsealed=unsealed,
+            prepared.splits,
+            prepared.dataset,
+            prepared.encoder,
+            remaining=remaining,
+            lesson=lesson,
+            folder=student_folder,
+            config=assembled.config,
+            history=history.events,
             listen=history,
-            checkpoints=checkpoints,
+            stopped=stopped,
         )
-        lesson = ask_for_lesson(started, job, progress, remaining, unsealed, last=end == stages[-1])
-        if lesson is not None:
-            break
-    result = finish(
-        started,
-        job,
-        progress,
-        prepared.splits,
-        prepared.dataset,
-        prepared.encoder,
-        remaining=remaining,
-        lesson=lesson,
-        folder=student_folder,
-        config=assembled.config,
-        history=history.events,
-        listen=history,
-        stopped=stopped,
-    )
-    result.cost["wall_seconds"] += earlier
-    return result, started
+        result.cost["wall_seconds"] += earlier
+        return result, started
 
 
 def _open(folder: Path, config: dict[str, Any], splits: Splits, fresh: bool) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from kinfold.config import resolve
 from kinfold.errors import InputError
 from kinfold.tasks.objective import Metric, resolve_metric
-from kinfold.tasks.update import MakeOptimizer, MakeScheduler
+from kinfold.tasks.update import MakeOptimizer, MakeScheduler, stretched
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
@@ -59,12 +59,14 @@ def optimizer_maker(spec: Any) -> MakeOptimizer | Sequence[MakeOptimizer]:
     return _maker("optimizer", spec, OPTIMIZERS, "partial(torch.optim.AdamW, lr=1e-3)")
 
 
-def scheduler_maker(spec: Any, epochs: int) -> MakeScheduler | None:
+def scheduler_maker(spec: Any, epochs: int, length: int | None = None) -> MakeScheduler | None:
     """Returns what makes a schedule of an optimizer, or None for none.
 
     Args:
         spec: None, a name of `SCHEDULERS`, a mapping (see `kinfold.config`), or a callable.
-        epochs: the length of the schedules by name.
+        epochs: for how many epochs it is.
+        length: the number of epochs that a callable was written for, where that is another; it is then run through
+            in `epochs` all the same.
 
     Raises:
         InputError: it is none of these.
@@ -72,7 +74,9 @@ def scheduler_maker(spec: Any, epochs: int) -> MakeScheduler | None:
     if spec is None:
         return None
     named = {name: make(epochs) for name, make in SCHEDULERS.items()}
-    return _maker("scheduler", spec, named, "partial(torch.optim.lr_scheduler.StepLR, step_size=10)")
+    made = _maker("scheduler", spec, named, "partial(torch.optim.lr_scheduler.StepLR, step_size=10)")
+    by_name = spec in SCHEDULERS if isinstance(spec, str) else isinstance(spec, Mapping) and "name" in spec
+    return made if by_name or length in (None, epochs) else partial(stretched, made, length, epochs)
 
 
 def _maker(argument: str, spec: Any, table: Mapping[str, Callable[..., Any]], example: str) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -35,7 +36,8 @@ class Progress:
         period: periods done.
         stage: which stage of the tasks' training these belong to, the last of them (see `Rule.stages`).
         best: [T, 2] (metric, loss) of each task's best snapshot; NaN before the first.
-        stale: [T] periods since the task last improved.
+        stage_best: [T, 2] (metric, loss) of each task's best period of the present stage, which patience goes by.
+        stale: [T] periods of the stage since then.
         ledger: rows that each task has been exposed to.
         best_exposed: [T, N] what the ledger said when the best snapshot was taken.
         rule: the transfer rule's state.
@@ -51,6 +53,7 @@ class Progress:
     """
 
     best: Float[Tensor, "T 2"]
+    stage_best: Float[Tensor, "T 2"]
     stale: Int64[Tensor, " T"]
     ledger: Ledger
     best_exposed: Bool[Tensor, "T N"]
@@ -73,6 +76,7 @@ class Progress:
         T = job.tasks
         return cls(
             best=torch.full((T, 2), math.nan, dtype=torch.float64),
+            stage_best=torch.full((T, 2), math.nan, dtype=torch.float64),
             stale=torch.zeros(T, dtype=torch.int64),
             ledger=Ledger.start(job.train),
             best_exposed=job.train.clone(),
@@ -81,6 +85,12 @@ class Progress:
             scores=torch.full((T, 2), math.nan, dtype=torch.float64),
             data=data,
         )
+
+    def begin_stage(self, stage: int) -> None:
+        """Begins a further stage, with a schedule and patience of its own."""
+        self.stage = stage
+        self.stage_best = torch.full_like(self.stage_best, math.nan)
+        self.stale = torch.zeros_like(self.stale)
 
     def save(self, engine: Engine, checkpoints: Checkpoints) -> None:
         """Writes a checkpoint."""
@@ -104,7 +114,7 @@ class Progress:
         return cls(ledger=ledger, rule=parts["rule"], **parts["run"], **values["run"])
 
 
-_TENSORS = ("best", "stale", "best_exposed", "by_pair", "scores")
+_TENSORS = ("best", "stage_best", "stale", "best_exposed", "by_pair", "scores")
 _PLAIN = (
     "period",
     "stage",
@@ -129,6 +139,7 @@ def run(
     unsealed: Bool[Tensor, " N"],
     listen: Listener,
     checkpoints: Checkpoints | None = None,
+    cap: int | None = None,
 ) -> str:
     """Trains until every task has gone `patience` periods without improving, or `epochs` is reached.
 
@@ -142,6 +153,7 @@ def run(
         unsealed: [N] rows that may be used.
         listen: is told of every period and transfer.
         checkpoints: where to write the state after each period, or None.
+        cap: what listeners are told of as the cap, where these epochs are those of a first stage.
 
     Returns:
         Why it stopped, `epochs` or `patience`.
@@ -164,7 +176,7 @@ def run(
             {
                 "event": "period",
                 "period": progress.period,
-                "epochs": epochs,
+                "epochs": epochs if cap is None else cap,
                 "train_loss": train_loss.tolist(),
                 "metric": [job.objective.metric.oriented(value) for value in scores[:, 0].tolist()],
                 "loss": scores[:, 1].tolist(),
@@ -202,7 +214,9 @@ def _note_best(engine: Engine, job: Job, progress: Progress, scores: Float[Tenso
     engine.snapshot(improved)
     progress.best[improved] = scores[improved]
     progress.best_exposed[improved] = progress.ledger.exposed[improved]
-    progress.stale = torch.where(improved, 0, progress.stale + 1)
+    ahead = better(scores[:, 0], scores[:, 1], progress.stage_best[:, 0], progress.stage_best[:, 1], by=job.better)
+    progress.stage_best[ahead] = scores[ahead]
+    progress.stale = torch.where(ahead, 0, progress.stale + 1)
     return improved
 
 
@@ -221,7 +235,9 @@ class _Transfers:
     ):
         self._engine, self._job, self._rule, self._progress = engine, job, rule, progress
         self._epochs, self._unsealed, self._listen = epochs, unsealed, listen
-        self._inside: list[Event] = []
+        self._targets = open_targets(job, unsealed)
+        # Transfers inside the period, those alike once, with how many there were: one line of the log for each.
+        self._inside: dict[tuple[bytes, ...], tuple[Plan, Outcome, int]] = {}
 
     def train_period(self) -> Float[Tensor, " T"]:
         """Trains for a period, with the transfers that lie inside it; returns each task's mean loss."""
@@ -232,7 +248,7 @@ class _Transfers:
         if every is None:
             progress.steps += most
             return engine.train(Segment(period))
-        total, moves = torch.zeros(self._job.tasks, dtype=torch.float64), []
+        total = torch.zeros(self._job.tasks, dtype=torch.float64)
         first = 0
         while first < most:
             last = min(most, first + every - progress.steps % every)
@@ -243,25 +259,37 @@ class _Transfers:
             if progress.steps % every == 0:
                 began = time.perf_counter()
                 nobody = torch.zeros(self._job.tasks, dtype=torch.bool)
-                moves += self._transfer(loss, nobody, step=last)[0]
+                done = self._transfer(loss, nobody, step=last)
+                if done is not None:
+                    alike = _alike(*done)
+                    self._inside[alike] = (*done, 1 + self._inside[alike][2] if alike in self._inside else 1)
                 progress.transfer_seconds += time.perf_counter() - began
-        self._inside = _summed(moves)
         return total / counts
 
     def tell_of_period(self) -> None:
         """Tells of the transfers inside the period, once the period itself has been told of."""
-        self._tell(self._inside, None)
-        self._inside = []
+        moves = [
+            {**move, "times": times}
+            for plan, outcome, times in self._inside.values()
+            for move in _log(plan, outcome, self._job)
+        ]
+        self._inside = {}
+        if moves:
+            self._tell(moves, None)
 
     def at_period_end(self, train_loss: Float[Tensor, " T"], improved: Bool[Tensor, " T"]) -> None:
         """Plans and carries out what is due after a period."""
-        moves, note = self._transfer(train_loss, improved, step=None)
-        self._tell(moves, note)
+        done = self._transfer(train_loss, improved, step=None)
+        if done is not None:
+            plan, outcome = done
+            moves = _log(plan, outcome, self._job)
+            if moves or plan.note is not None:
+                self._tell(moves, plan.note)
 
     def _transfer(
         self, train_loss: Float[Tensor, " T"], improved: Bool[Tensor, " T"], step: int | None
-    ) -> tuple[list[Event], str | None]:
-        """One transfer point; returns its moves and the plan's note."""
+    ) -> tuple[Plan, Outcome] | None:
+        """One transfer point; returns what was planned and what became of it."""
         engine, job, rule, progress = self._engine, self._job, self._rule, self._progress
         view = View(
             period=progress.period,
@@ -274,17 +302,17 @@ class _Transfers:
             validation=job.validation,
             exposed=progress.ledger.exposed,
             unsealed=self._unsealed,
-            targets=open_targets(job, self._unsealed),
+            targets=self._targets,
             options=engine.options(),
             step=step,
             classes=job.objective.classes,
             predict=engine.predict if "predictions" in rule.needs else None,
-            losses=engine.losses if "losses" in rule.needs else None,
+            losses=partial(open_losses, engine.losses, self._unsealed) if "losses" in rule.needs else None,
         )
         draws = random.generator(job.seed, "transfer", progress.period, *([] if step is None else [step]))
         plan, progress.rule = rule.plan(view, progress.rule, draws)
         if plan is None:
-            return [], None
+            return None
         for rows in (plan.trial, plan.taught_rows()):
             if rows is not None and bool((rows & ~self._unsealed).any()):
                 raise RunError(f"transfer: {rule.name} planned with sealed rows; they are for the estimate alone.")
@@ -293,19 +321,18 @@ class _Transfers:
         # The ledger follows from the plan itself and from what was accepted; no rule can leave it out.
         everyone = torch.ones(job.tasks, dtype=torch.bool)  # the lineage already leaves out what was not accepted
         progress.ledger = progress.ledger.after(plan.lineage(outcome.accepted), everyone, plan.taught_rows())
-        moves = _log(plan, outcome, job)
-        for move in moves:
-            progress.proposed += 1
-            if move["accepted"]:
-                progress.accepted += 1
-                for donor in move["donors"]:
-                    progress.by_pair[move["recipient"], donor] += 1
-        return moves, plan.note
+        for change in plan.changes:
+            lineage = change.lineage()
+            if lineage is not None:
+                taken = lineage & outcome.accepted[:, None] if change.tried else lineage
+                progress.proposed += int(lineage.any(1).sum())
+                progress.accepted += int(taken.any(1).sum())
+                progress.by_pair += taken
+        return plan, outcome
 
     def _tell(self, moves: list[Event], note: str | None) -> None:
-        if moves or note is not None:
-            event = {"event": "transfer", "period": self._progress.period, "rule": self._rule.name, "transfers": moves}
-            self._listen(event if note is None else {**event, "note": note})
+        event = {"event": "transfer", "period": self._progress.period, "rule": self._rule.name, "transfers": moves}
+        self._listen(event if note is None else {**event, "note": note})
 
 
 def open_targets(job: Job, unsealed: Bool[Tensor, " N"]) -> Shaped[Tensor, "N *K"]:
@@ -313,13 +340,31 @@ def open_targets(job: Job, unsealed: Bool[Tensor, " N"]) -> Shaped[Tensor, "N *K
     return torch.where(unsealed.view(-1, *[1] * (job.targets.ndim - 1)), job.targets, 0)
 
 
-def _summed(moves: list[Event]) -> list[Event]:
-    """The moves inside a period, those alike in one line: the last of them, and how many `times` there were."""
-    last: dict[tuple[Any, ...], Event] = {}
-    for move in moves:
-        alike = (move["recipient"], move["donors"], move["form"], move["accepted"])
-        last[alike] = {**move, "times": last[alike]["times"] + 1 if alike in last else 1}
-    return list(last.values())
+def open_losses(
+    losses: Callable[[Int64[Tensor, " m"]], Float[Tensor, "T m"]],
+    unsealed: Bool[Tensor, " N"],
+    rows: Int64[Tensor, " m"],
+) -> Float[Tensor, "T m"]:
+    """Returns the tasks' losses on the rows.
+
+    Raises:
+        RunError: one of them is sealed, whose label nobody may hear of.
+    """
+    if not bool(unsealed[rows].all()):
+        raise RunError("transfer: the rule asked for the loss on sealed rows; they are for the estimate alone.")
+    return losses(rows)
+
+
+def _alike(plan: Plan, outcome: Outcome) -> tuple[bytes, ...]:
+    """What two plans have in common that change the same tasks from the same donors in the same way."""
+    parts = [outcome.accepted]
+    kinds = []
+    for change in plan.changes:
+        kinds.append(type(change).__name__.encode())
+        lineage = change.lineage()
+        if lineage is not None:
+            parts.append(lineage)
+    return (*kinds, *(part.cpu().numpy().tobytes() for part in parts))
 
 
 def _log(plan: Plan, outcome: Outcome, job: Job) -> list[Event]:

@@ -85,6 +85,7 @@ def train_student(
             job,
             model=job.model if model is None else model,
             targets=job.targets if targets is None else targets,
+            objective=job.objective if targets is None else job.objective.of_probabilities(),
             train=rows[None],
             validation=torch.zeros_like(rows[None]),
             optimizer=job.optimizer if callable(job.optimizer) else job.optimizer[0],

@@ -64,10 +64,11 @@ def test_the_controls() -> None:
     shared = {name: arm.experiment for name, arm in CONTROLS.items() if arm.experiment != name}
     assert shared == {
         **dict.fromkeys(("refit", "ensemble"), "restarts"),
-        **dict.fromkeys(("all-rows-ema", "all-rows-swa"), "all-rows"),
+        **dict.fromkeys(("all-rows-ema", "all-rows-swa"), "all-rows-averaged"),
     }
+    runs = {arm.experiment: arm.run for arm in CONTROLS.values()}
     for name, arm in CONTROLS.items():  # an experiment is one thing, whichever arm asks for it
-        assert arm.run is CONTROLS[arm.experiment].run, name
+        assert arm.run is runs[arm.experiment], name
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,8 @@ def test_the_controls() -> None:
 def test_rules_and_mappings_are_arms_in_question(spec: Any) -> None:
     arm = resolve_arm(spec)
     name = spec if isinstance(spec, str) else "papa-soup"
-    assert (arm.name, arm.experiment, arm.control, arm.reference) == (name, name, False, False)
+    assert (arm.name, arm.experiment, arm.reference) == (name, name, False)
+    assert arm.control == (spec == "none")  # which exchanges nothing
     expected = {"transfer": spec} if isinstance(spec, str) else {"transfer": "papa", "candidates": "soup"}
     assert arm.changes == expected
 
@@ -90,6 +92,7 @@ def test_rules_and_mappings_are_arms_in_question(spec: Any) -> None:
         ({"transfer": "amto"}, "is no arm; give a name, or a mapping of a name and arguments of fit"),
         ({"name": 3}, "is no arm"),
         ({"name": "all-rows"}, "arms: 'all-rows' is the name of a control; give your arm another"),
+        ({"name": "all-rows-averaged"}, "arms: 'all-rows-averaged' is the name of a control"),
         ({"name": "../mine"}, "arms: the name '../mine' cannot be that of a file; leave out slashes"),
         ({"name": ""}, "arms: the name '' cannot be"),
         ({"name": "mine", "epoch": 3}, "arms: mine: unknown name 'epoch', did you mean 'epochs'"),
@@ -119,10 +122,7 @@ def test_conventional_is_one_split_and_its_best_epoch() -> None:
     assert score.seconds > 0
 
 
-def test_conventional_has_no_candidates_and_one_split_of_those_that_fix_their_number() -> None:
-    plain = CONTROLS["conventional"].run(trial())["conventional"]
-    watched = CONTROLS["conventional"].run(trial(candidates="ema"))["conventional"]
-    assert (watched.value, watched.train_loss, watched.kept) == (plain.value, plain.train_loss, plain.kept)
+def test_conventional_is_one_split_of_those_that_fix_their_number() -> None:
     folds = trial(splits={"name": "kfold", "folds": 3, "repeats": 1})
     score = CONTROLS["conventional"].run(folds)["conventional"]
     assert (score.visits, score.kept) == (4 * 24, "task 0")  # 28 of 42 rows, and not three times as many
@@ -132,6 +132,12 @@ def test_conventional_has_no_candidates_and_one_split_of_those_that_fix_their_nu
     estimate = fit(folds, tasks=1, transfer="none", splits=first).estimate
     assert estimate is not None
     assert score.value == pytest.approx(estimate.value)
+
+
+def test_of_an_optimizer_a_task_conventional_has_the_first() -> None:
+    fast, slow = {"name": "sgd", "lr": 0.5}, {"name": "sgd", "lr": 1e-6}
+    several, one = (CONTROLS["conventional"].run(trial(optimizer=made)) for made in ([fast, slow, slow], fast))
+    assert several["conventional"].train_loss == one["conventional"].train_loss
 
 
 def test_conventional_with_the_compute_of_all() -> None:
@@ -227,6 +233,8 @@ def test_all_rows_at_equal_compute(judged: dict[str, list[nn.Module]]) -> None:
     """42 unsealed rows, 34 in a split: three tasks of four epochs of 32 visits, or nine epochs of 40."""
     given = trial()
     found = CONTROLS["all-rows"].run(given)
+    assert list(found) == ["all-rows"]
+    found |= CONTROLS["all-rows-swa"].run(given)
     assert list(found) == ["all-rows", "all-rows-ema", "all-rows-swa"]
     for score in found.values():
         assert (score.visits, score.kept) == (9 * 40, "epoch 9")

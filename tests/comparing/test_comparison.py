@@ -18,7 +18,7 @@ from kinfold import files
 from kinfold.comparing import CONTROLS, Comparison, arms, compare
 from kinfold.comparing.statistics import corrected_resampled_t, paired_t
 from kinfold.comparing.table import ArmSummary, to_markdown
-from kinfold.errors import InputError, RunError
+from kinfold.errors import InputError
 from kinfold.transfer import PAPA
 
 MLP = {"name": "mlp", "hidden": [4]}
@@ -83,25 +83,26 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.usefixtures("no_plots")
 def test_arms_share_what_is_trained_for_them(trained: list[str], tmp_path: Path) -> None:
-    """Seven lines: a run of tasks for three, one more on all rows for one of these; one on all rows for three."""
+    """Seven lines: a run of tasks for three, with one on all rows for one of these; two on all rows for three."""
     names = ("conventional", "restarts", "ensemble", "refit", "all-rows", "all-rows-ema", "all-rows-swa")
+    trainings = ("conventional", "restarts", "all-rows", "all-rows-averaged")
     heard: list[dict[str, Any]] = []
     found = go(names, out=tmp_path / "found", listen=heard.append)
-    assert trained == ["tasks", "tasks", "rows", "rows"] * 2
+    assert trained == ["tasks", "tasks", "rows", "rows", "rows"] * 2
     assert [(score.arm, score.seed) for score in found.scores] == [
         (arm, seed)
         for seed in range(2)
         for arm in ("conventional", "restarts", "ensemble", "refit", "all-rows", "all-rows-ema", "all-rows-swa")
     ]
     assert [(event["event"], event["seed"], event["done"], event["of"]) for event in heard] == [
-        ("experiment", i // 3, i + 1, 6) for i in range(6)
+        ("experiment", i // 4, i + 1, 8) for i in range(8)
     ]
     assert list(heard[1]["values"]) == ["restarts", "ensemble", "refit"]
     assert heard[1]["values"]["refit"] == found.scores[3].value
     assert all(event["seconds"] > 0 for event in heard)
     assert {path.name for path in (tmp_path / "found" / "scores").iterdir()} == {
         "data.json",
-        *(f"{name}-{seed}.json" for name in ("conventional", "restarts", "all-rows") for seed in range(2)),
+        *(f"{name}-{seed}.json" for name in trainings for seed in range(2)),
     }
 
     # Equal compute: an arm that has less is said to have; none has more but for what says so.
@@ -121,17 +122,24 @@ def test_arms_share_what_is_trained_for_them(trained: list[str], tmp_path: Path)
 
 
 def test_only_what_was_asked_for_is_shown() -> None:
-    found = go(("refit", "ensemble", "none"))
-    assert {score.arm for score in found.scores} == {"refit", "ensemble", "none"}
-    assert (found.config["control"], found.config["arms"]) == ("refit", ["refit", "ensemble", "none"])
-    assert not of(found, "none").is_control
+    found = go(("refit", "ensemble", "none", "amto"))
+    assert {score.arm for score in found.scores} == {"refit", "ensemble", "none", "amto"}
+    assert (found.config["control"], found.config["arms"]) == ("refit", ["refit", "ensemble", "none", "amto"])
+    assert [of(found, arm).is_control for arm in ("refit", "none", "amto")] == [True, True, False]
 
 
 def test_every_seed_seals_rows_anew() -> None:
     found = go(("conventional", "amto"), test_share=0.4)
     for seed in range(2):
         for arm, changes in (("conventional", {"tasks": 1, "transfer": "none"}), ("amto", {"tasks": 2})):
-            options = {"epochs": 2, "batch_size": 8, "engine": "sequential", "seed": seed, "holdout": 0.4}
+            options = {
+                "epochs": 2,
+                "batch_size": 8,
+                "transfer": "amto",
+                "engine": "sequential",
+                "seed": seed,
+                "holdout": 0.4,
+            }
             estimate = kinfold.fit(MLP, rows(), **{**options, **changes}).estimate
             assert estimate is not None
             assert estimate.rows == 24
@@ -187,9 +195,11 @@ def test_lower_may_be_better() -> None:
 @pytest.mark.usefixtures("no_plots")
 def test_what_is_auto_is_chosen_once(tmp_path: Path) -> None:
     found = go(model="auto", batch_size="auto", optimizer="auto", out=tmp_path / "found")
-    assert found.config["model"] == "auto"
     assert all(math.isfinite(score.value) for score in found.scores)
-    assert files.read_yaml(tmp_path / "found" / "comparison.yaml")["optimizer"] == "auto"
+    assert found.config["model"] == "mlp"  # what was chosen stands there, and is gone on with
+    assert files.read_yaml(tmp_path / "found" / "comparison.yaml")["model"] == found.config["model"]
+    resumed = go(model="auto", batch_size="auto", optimizer="auto", out=tmp_path / "found", resume=True)
+    assert untimed(resumed) == untimed(found)
 
 
 def test_a_splitter_with_its_own_number() -> None:
@@ -219,7 +229,8 @@ def test_what_is_written(tmp_path: Path) -> None:
         assert path.read_text(encoding="utf-8").startswith(("<?xml", "<svg")), path
     config = files.read_yaml(tmp_path / "found" / "comparison.yaml")
     assert config == files.jsonable(found.config)
-    assert (config["seeds"], config["test"], config["control"], config["tasks"]) == (2, None, "all-rows", 2)
+    assert (config["seeds"], config["control"], config["tasks"]) == (2, "all-rows", 2)
+    assert "test" not in config
 
 
 def test_one_seed_has_no_differences_to_draw(tmp_path: Path) -> None:
@@ -301,7 +312,7 @@ def test_a_value_that_is_not_defined_survives_its_record(tmp_path: Path) -> None
         ({"seeds": 3}, "resume: seeds is 3"),
         ({"arms": CHEAP[::-1], "control": "conventional"}, "resume: arms is"),
         ({"arms": ["conventional", {**MINE, "transfer": PAPA(steps=3)}]}, "resume: arms is"),
-        ({"test_share": 0.5}, "resume: holdout is 0.5"),
+        ({"test_share": 0.5}, "resume: test_share is 0.5"),
         ({"control": "all-rows-once"}, "resume: control is"),
         ({"data": (rows()[0] + 1, rows()[1])}, "resume: the data has changed since the comparison in .* began"),
         ({"data": (rows()[0], 2 - rows()[1])}, "resume: the data has changed"),
@@ -355,7 +366,9 @@ WIDE = (np.zeros((9, 5), dtype=np.float32), np.arange(9) % 3)
         ({"seeds": 0}, "seeds: is 0; give a whole number of at least 1"),
         ({"test_share": 0}, "test_share: must be above 0 and below 1, not 0"),
         ({"test_share": 1.0}, "test_share: must be above 0 and below 1, not 1.0"),
-        ({"transfer": "amto"}, "transfer: is the comparison's own to set; leave it out"),
+        ({"transfer": "amto"}, "transfer: is an arm's own to set; leave it out"),
+        ({"candidates": "soup"}, "candidates: is an arm's own to set; leave it out"),
+        ({"names": ("conventional", {"name": "mine", "epochs": 0}), "test": (X, Y)}, "epochs: is 0"),
         ({"holdout": 0.1}, "holdout: is the comparison's own"),
         ({"seed": 1}, "seed: is the comparison's own"),
         ({"epoch": 3}, "compare: got an unexpected keyword argument 'epoch'"),
@@ -387,13 +400,20 @@ def test_an_out_that_is_taken(tmp_path: Path) -> None:
         go(out=tmp_path)
 
 
-def test_an_arm_that_cannot_be_finished_is_an_error(tmp_path: Path) -> None:
-    class Sick(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) * torch.nan
+class Sick(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * torch.nan
 
-    with pytest.raises(RunError, match="no task ever had a finite score"):
-        go(model=partial(Sick, 4, 3), out=tmp_path / "found")
+
+@pytest.mark.usefixtures("no_plots")
+def test_an_arm_that_diverges_has_no_value_and_the_others_go_on(tmp_path: Path) -> None:
+    sick = {"name": "sick", "transfer": "amto", "model": partial(Sick, 4, 3)}
+    found = go(("conventional", sick), out=tmp_path / "found")
+    assert [score.kept for score in found.scores] == ["task 0", "diverged"] * 2
+    assert all(math.isnan(score.value) == (score.arm == "sick") for score in found.scores)
+    assert of(found, "conventional").rank == 1.0
+    again = go(("conventional", sick), out=tmp_path / "found", resume=True)
+    assert repr(untimed(again)) == repr(untimed(found))
 
 
 def test_the_default_arms_are_there() -> None:

@@ -33,6 +33,15 @@ def test_rows_and_targets_are_mixed_alike(images):
     torch.testing.assert_close(mixed.x.mean(0), images.x.mean(0))
 
 
+def test_soft_targets_that_rows_weigh_apart(images):
+    """A mixture's soft target is that of its rows by their weights, and its weight theirs by their shares."""
+    soft = torch.rand(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight = torch.tensor([0.5, 0.0, 0.2, 0.0, 0.9], dtype=torch.float64)
+    mixed, W = mixture(images._replace(soft=soft, soft_weight=weight))
+    torch.testing.assert_close(mixed.soft_weight, W @ weight)
+    torch.testing.assert_close(mixed.soft * mixed.soft_weight[:, None], W @ (soft * weight[:, None]))
+
+
 def test_regression_targets_and_several_inputs():
     generator = torch.Generator().manual_seed(2)
     x = tuple(torch.rand(4, *shape, generator=generator, dtype=torch.float64) for shape in [(2,), (3, 2)])

@@ -34,7 +34,7 @@ class Noted(Rule):
     moves: ClassVar[bool] = False
     steps: int | None = None
     period: int = 1
-    share: float | int = 0.0
+    stages: tuple[float | int, ...] = (1.0,)
 
     def start(self, tasks):
         return {"planned": torch.zeros(()), "heard": torch.zeros(())}
@@ -46,9 +46,8 @@ class Noted(Rule):
     def learn(self, plan, outcome, state):
         return state | {"heard": state["heard"] + len(plan.changes)}
 
-    def graduate(self, view, state):
-        targets, weight = torch.zeros(12, 2), torch.zeros(12)
-        return Lesson(targets, weight, torch.ones(3, dtype=torch.bool), note=str(int(state["planned"])))
+    def graduate(self, view, state, last):
+        return Lesson(note=f"{int(state['planned'])} {last}")
 
 
 @final
@@ -58,7 +57,7 @@ class Graduates(Rule):
 
     name = "graduates"
     moves: ClassVar[bool] = False
-    share: float | int = 0.5
+    stages: tuple[float | int, ...] = (0.5,)
 
     def plan(self, view, state, generator):
         return None, state
@@ -82,7 +81,7 @@ def kinds(plan):
 
 def test_what_the_parts_say_together():
     rule = Together((TeachRule(until=0.7), PAPA(steps=5, until=0.4)))
-    assert (rule.name, rule.steps, rule.until, rule.moves, rule.share) == ("teach+papa", 5, 0.7, True, 0.0)
+    assert (rule.name, rule.steps, rule.until, rule.moves, rule.student) == ("teach+papa", 5, 0.7, True, False)
     assert rule.needs == {"predictions"}
     assert [period for period in range(1, 11) if rule.due(period, 10)] == [1, 2, 3, 4, 5, 6, 7]
     assert [period for period in range(1, 11) if rule.running(period, 10)] == [1, 2, 3, 4, 5, 6, 7]
@@ -168,11 +167,12 @@ def test_state_survives_a_checkpoint(make_view, tmp_path):
 
 
 def test_one_part_may_have_a_student(make_view):
-    rule = Together((TeachRule(), Noted(share=0.25), PAPA()))
-    assert rule.share == 0.25
+    rule = Together((TeachRule(), Noted(stages=(0.25, 0.5)), PAPA()))
+    assert rule.stages == (0.25, 0.5)
+    assert rule.student
     _, state = cycle(rule, make_view(predict=predict), rule.start(3))
-    assert rule.graduate(make_view(), state).note == "1"
-    assert Together((TeachRule(), Noted())).graduate(make_view(), {}) is None
+    assert rule.graduate(make_view(), state, last=False).note == "1 False"
+    assert Together((TeachRule(), Noted())).graduate(make_view(), {}, last=True) is None
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_one_part_may_have_a_student(make_view):
         ((PAPA(), TeachRule(), PAPA(alpha=0.5)), "'papa' and 'papa' are of one kind"),
         ((TeachRule(), TeachRule(teachers="out-of-fold")), "'teach' and 'teach-out-of-fold' are of one kind"),
         ((AMTO(), Together((TeachRule(), PAPA()))), "'teach\\+papa' is itself several rules"),
-        ((Noted(share=0.2), TeachRule(), Graduates()), "'noted' and 'graduates' both keep a share"),
+        ((Noted(stages=(0.8,)), TeachRule(), Graduates()), "'noted' and 'graduates' both end with a student"),
     ],
 )
 def test_what_cannot_act_together_is_said_in_one_line(parts, message):

@@ -34,6 +34,8 @@ Given: TypeAlias = Mapping[str, Any]
 
 SET_BY_TRIAL = ("data", "target", "groups", "times", "kind", "metric", "holdout", "seed")
 """Arguments of `kinfold.fit` that no arm may change: all are judged by the same metric on the same rows."""
+SET_BY_ARM = ("transfer", "candidates")
+"""Arguments of `kinfold.fit` that are for an arm to set: given to all, they would not reach the controls."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def resolve_arm(spec: str | Given) -> Arm:
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise InputError(f"arms: {spec!r} is no arm; give a name, or a mapping of a name and arguments of fit.")
     name = str(spec["name"])
-    if name in CONTROLS:
+    if name in {arm.experiment for arm in CONTROLS.values()} | set(CONTROLS):
         raise InputError(f"arms: {name!r} is the name of a control; give your arm another.")
     if not name or Path(name).name != name:  # records are named after it
         raise InputError(f"arms: the name {name!r} cannot be that of a file; leave out slashes.")
@@ -109,7 +111,8 @@ def resolve_arm(spec: str | Given) -> Arm:
 
 def _fitted(name: str, changes: Given) -> Arm:
     """The arm of one call of `fit`."""
-    return Arm(name, name, lambda trial: _fit(name, trial, changes), changes)
+    alone = dict(changes) == {"transfer": "none"}  # nothing is exchanged, and nothing else is new
+    return Arm(name, name, lambda trial: _fit(name, trial, changes), changes, control=alone)
 
 
 def _fit(arm: str, trial: Trial, changes: Given) -> dict[str, Score]:
@@ -140,8 +143,10 @@ class _First(Splitter):
 def _conventional(trial: Trial, arm: str = CONVENTIONAL, times: int = 1) -> dict[str, Score]:
     """One split and so many times the epochs; the best of them."""
     given = trial.given
-    one = {"tasks": 1, "splits": _First(given["splits"], given["val_fraction"]), "transfer": "none", "candidates": ()}
-    return _fit(arm, trial, {**one, "epochs": times * given["epochs"]})
+    one = {"tasks": 1, "splits": _First(given["splits"], given["val_fraction"]), "epochs": times * given["epochs"]}
+    if isinstance(given["optimizer"], (list, tuple)):  # one a task
+        one["optimizer"] = given["optimizer"][0]
+    return _fit(arm, trial, {**one, "transfer": "none"})
 
 
 def _conventional_long(trial: Trial) -> dict[str, Score]:
@@ -151,7 +156,7 @@ def _conventional_long(trial: Trial) -> dict[str, Score]:
 def _restarts(trial: Trial) -> dict[str, Score]:
     """T tasks that learn nothing of each other: the best, all together, and the number of epochs that they advise."""
     began = time.perf_counter()
-    given = {**trial.given, "transfer": "none", "start": "independent", "candidates": ()}
+    given = {**trial.given, "transfer": "none", "start": "independent"}
     assembled = assemble(given)
     result, engine = carry_out(assembled, patience=given["patience"], engine=given["engine"], listen=_hush)
     # A task that diverged has no say, like everywhere.
@@ -188,31 +193,39 @@ def _best_period(history: Sequence[Event], job: Job) -> int:
 
 
 def _all_rows(trial: Trial) -> dict[str, Score]:
-    """One run on all rows that visits as many as T tasks do; plain, and its weight averages."""
+    """One run on all rows that visits as many as T tasks do."""
+    return {"all-rows": _long_run(trial, {})["all-rows"]}
+
+
+def _all_rows_averaged(trial: Trial) -> dict[str, Score]:
+    """The same run's weight averages. Watching them costs as much as a small network's step, so it is a run apart."""
+    scores = _long_run(trial, {"all-rows-ema": ExponentialAverage(), "all-rows-swa": StochasticAverage()})
+    return {name: score for name, score in scores.items() if name != "all-rows"}
+
+
+def _long_run(trial: Trial, averages: Mapping[str, ExponentialAverage | StochasticAverage]) -> dict[str, Score]:
     began = time.perf_counter()
-    given = {**trial.given, "transfer": "none", "candidates": ()}
+    given = {**trial.given, "transfer": "none"}
     assembled = assemble(given)
-    job, epochs = assembled.job, assembled.remaining.epochs
-    own = [int(rows.sum()) for rows in job.train]
+    job, epochs, rows = assembled.job, assembled.remaining.epochs, _unsealed(assembled)
+    own = [int(mine.sum()) for mine in job.train]
     visits = epochs * sum(steps_in(n, job.batch_size) * min(n, job.batch_size) for n in own)
-    epochs = epochs_within(visits, int(_unsealed(assembled).sum()), job.batch_size)
-    kinds = {"all-rows-ema": ExponentialAverage(), "all-rows-swa": StochasticAverage()}
-    trackers = tuple(kind.tracker(epochs) for kind in kinds.values())
-    student = _on_all_rows(assembled, epochs, watching=trackers)
+    epochs = epochs_within(visits, int(rows.sum()), job.batch_size)
+    student = _on_all_rows(assembled, epochs, watching=[average.tracker(epochs) for average in averages.values()])
     models = {"all-rows": student.model}
-    for name, watched in zip(kinds, student.watched, strict=True):
-        average = averaged_model(student.model, watched, 0, job, _unsealed(assembled), (name,))
+    for name, watched in zip(averages, student.watched, strict=True):
+        average = averaged_model(student.model, watched, 0, job, rows, (name,))
         models[name] = student.model if average is None else average
     seconds, kept = time.perf_counter() - began, f"epoch {epochs}"
     return {
-        name: _score(name, [model], trial, assembled, student.visits, seconds, kept, _unsealed(assembled))
+        name: _score(name, [model], trial, assembled, student.visits, seconds, kept, rows)
         for name, model in models.items()
     }
 
 
 def _all_rows_once(trial: Trial) -> dict[str, Score]:
     began = time.perf_counter()
-    assembled = assemble({**trial.given, "transfer": "none", "candidates": ()})
+    assembled = assemble({**trial.given, "transfer": "none"})
     epochs = assembled.remaining.epochs
     student = _on_all_rows(assembled, epochs)
     seconds, name, kept = time.perf_counter() - began, "all-rows-once", f"epoch {epochs}"
@@ -229,8 +242,8 @@ CONTROLS: Mapping[str, Arm] = {
         Arm("refit", "restarts", _restarts, control=True),
         Arm("all-rows-once", "all-rows-once", _all_rows_once, control=True),
         Arm("all-rows", "all-rows", _all_rows, control=True),
-        Arm("all-rows-ema", "all-rows", _all_rows, control=True),
-        Arm("all-rows-swa", "all-rows", _all_rows, control=True),
+        Arm("all-rows-ema", "all-rows-averaged", _all_rows_averaged, control=True),
+        Arm("all-rows-swa", "all-rows-averaged", _all_rows_averaged, control=True),
         Arm("ensemble", "restarts", _restarts, control=True, reference=True),
     )
 }

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import yaml
+from jaxtyping import Bool
 
 from kinfold import files
 from kinfold.assembling import (
@@ -20,20 +21,25 @@ from kinfold.assembling import (
     configuration,
     fingerprint,
     is_auto,
+    row_info,
 )
-from kinfold.comparing.arms import Arm, Trial, resolve_arm
+from kinfold.comparing.arms import SET_BY_ARM, Arm, Trial, resolve_arm
 from kinfold.comparing.charts import critical_difference, differences, gaps, write_svg
 from kinfold.comparing.statistics import nemenyi_critical_difference
 from kinfold.comparing.table import CONVENTIONAL, ArmSummary, Score, sentence, summary, to_csv, to_markdown
 from kinfold.config import describe
 from kinfold.data import read
 from kinfold.data.base import Dataset
-from kinfold.errors import InputError
+from kinfold.engines import choose_engine
+from kinfold.errors import InputError, RunError
 from kinfold.fitting import fit
+from kinfold.splits import draw_splits
 from kinfold.splits.pick import check_share
 
 ARMS = (CONVENTIONAL, "restarts", "all-rows", "amto", "papa", "teach", "distil", "ensemble")
 """The arms that are compared where none are named."""
+
+_OWN = (*SET_BY_ARM, "holdout", "seed")
 
 Listener: TypeAlias = Callable[[Mapping[str, Any]], None]
 
@@ -144,37 +150,41 @@ def compare(
     if test is None:
         check_share("test_share", test_share)
     config = {
-        **configuration(given),
+        **{name: value for name, value in configuration(given).items() if name not in _OWN},
         "arms": describe(list(arms)),
         "seeds": seeds,
-        "test": test if test is None or isinstance(test, (str, Path)) else f"<{type(test).__qualname__}>",
+        **({"test_share": float(test_share)} if test is None else {"test": _named(test)}),
         "control": control,
     }
     folder = None if out is None else Path(out)
     _check_folder(folder, config, resume)
     assembled = assemble(given)
-    given |= {name: assembled.config[name] for name in BY_RECIPE if is_auto(given[name])}
-    given["tasks"] = assembled.job.tasks  # a splitter may fix its own
+    chosen = {name: assembled.config[name] for name in BY_RECIPE if is_auto(given[name])}
+    tasks = assembled.job.tasks  # a splitter may fix its own
+    given, config = {**given, **chosen, "tasks": tasks}, {**config, **chosen}
     held = None if test is None else _test_rows(test, assembled.prepared)
-    if held is None and not assembled.prepared.splits.sealed.any():
-        raise InputError("splits: they seal no rows to judge arms by; give test, or other splits.")
+    share = _share_of_test(lines, given, assembled, seeds) if held is None else None
     for arm in lines:
-        if arm.changes is not None:
-            _check_arm(arm.name, assemble({**given, **arm.changes}), assembled)
+        if arm.changes:
+            assemble({**given, **arm.changes})  # refuses what the arm cannot be trained with
+    _, note = choose_engine(str(given["engine"]), assembled.job)  # refuses what cannot be trained
+    if listen is not None:
+        for event in assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]:
+            listen(event)
     if folder is not None:
-        _check_data(folder, assembled.prepared, held)
-        files.write_text(folder / "comparison.yaml", yaml.safe_dump(files.jsonable(config), sort_keys=False))
+        _open(folder, config, assembled.prepared, held)
     scores = _run(lines, seeds, given, held, folder, listen)
     metric = assembled.job.objective.metric
     summaries = summary(
         scores,
         control,
         metric.higher_is_better,
-        float(test_share) if test is None else None,
+        share,
         controls=[arm.name for arm in lines if arm.control],
         inference={arm.name: int(given["tasks"]) for arm in lines if arm.reference},
     )
-    found = Comparison(metric.name, tuple(scores), tuple(summaries), sentence(summaries, control), config)
+    said = sentence(summaries, control)
+    found = Comparison(metric.name, tuple(scores), tuple(summaries), said, {**config, "tasks": tasks})
     if folder is not None:
         found.write(folder)
     return found
@@ -190,9 +200,10 @@ def fit_arguments(model: Any, data: Any, **options: Any) -> dict[str, Any]:
         >>> fit_arguments("mlp", "iris", tasks=3)["tasks"]
         3
     """
-    for name in ("out", "resume", "listen", "seed", "holdout", "transfer"):
+    for name in ("out", "resume", "listen", *_OWN):
         if name in options:
-            raise InputError(f"{name}: is the comparison's own to set; leave it out.")
+            whose = "an arm's own to set" if name in SET_BY_ARM else "the comparison's own to set"
+            raise InputError(f"{name}: is {whose}; leave it out.")
     try:
         bound = inspect.signature(fit).bind(model, data, **options)
     except TypeError as error:
@@ -200,6 +211,10 @@ def fit_arguments(model: Any, data: Any, **options: Any) -> dict[str, Any]:
     bound.apply_defaults()
     given = {name: value for name, value in bound.arguments.items() if name not in ("out", "resume", "listen")}
     return {**given, "transfer": "none", "holdout": 0.0}
+
+
+def _named(test: Any) -> str:
+    return str(test) if isinstance(test, (str, Path)) else f"<{type(test).__qualname__}>"
 
 
 def _test_rows(test: Any, prepared: Prepared) -> Dataset:
@@ -212,22 +227,48 @@ def _test_rows(test: Any, prepared: Prepared) -> Dataset:
     return held
 
 
-def _check_arm(name: str, own: Assembled, given: Assembled) -> None:
-    if not np.array_equal(own.prepared.splits.sealed, given.prepared.splits.sealed):
-        raise InputError(f"arms: {name}: its splits seal other rows than the other arms'; give splits that do not.")
+def _share_of_test(arms: Sequence[Arm], given: Mapping[str, Any], assembled: Assembled, seeds: int) -> float | None:
+    """Returns which share of the rows each seed seals anew; None where every seed seals the same ones.
+
+    Raises:
+        InputError: no rows are sealed, or an arm's own splits seal others than the rest.
+    """
+    info = row_info(assembled.prepared.dataset)
+    kept = ("splits", "tasks", "val_fraction", "holdout")
+
+    def sealed(arguments: Mapping[str, Any], seed: int) -> Bool[np.ndarray, " N"]:
+        spec, tasks, val_fraction, holdout = (arguments[name] for name in kept)
+        return draw_splits(info, spec, tasks=tasks, val_fraction=val_fraction, holdout=holdout, seed=seed).sealed
+
+    masks = [sealed(given, seed) for seed in range(seeds)]
+    if not all(mask.any() for mask in masks):
+        raise InputError("splits: they seal no rows to judge arms by; give test, or other splits.")
+    for arm in arms:
+        changes = {} if arm.changes is None else arm.changes
+        if any(name in changes for name in kept) and not all(
+            np.array_equal(mask, sealed({**given, **changes}, seed)) for seed, mask in enumerate(masks)
+        ):
+            raise InputError(
+                f"arms: {arm.name}: its splits seal other rows than the other arms'; give splits that do not."
+            )
+    anew = seeds == 1 or not all(np.array_equal(masks[0], mask) for mask in masks[1:])
+    return float(np.mean(masks)) if anew else None
 
 
-def _check_data(folder: Path, prepared: Prepared, test: Dataset | None) -> None:
-    """Refuses to go on with other rows, of which `comparison.yaml` may say no more than their type."""
+def _open(folder: Path, config: Mapping[str, Any], prepared: Prepared, test: Dataset | None) -> None:
+    """Begins to write, or refuses to go on with other rows, of which `comparison.yaml` may say only their type."""
     record = folder / "scores" / "data.json"
     known = {
         "data": prepared.fingerprint,
         "test": None if test is None else fingerprint(test, test.fingerprints()),
     }
-    if not record.exists():
+    try:
+        if record.exists() and files.read_json(record) != known:
+            raise InputError(f"resume: the data has changed since the comparison in {folder} began; give another out.")
+        files.write_text(folder / "comparison.yaml", yaml.safe_dump(files.jsonable(dict(config)), sort_keys=False))
         files.write_json(record, known)
-    elif files.read_json(record) != known:
-        raise InputError(f"resume: the data has changed since the comparison in {folder} began; give another out.")
+    except OSError as error:
+        raise InputError(f"out: {folder} cannot be written to ({error.strerror}); choose another directory.") from None
 
 
 def _run(
@@ -249,7 +290,10 @@ def _run(
             if record is not None and record.exists():
                 found = {arm: Score(**_read(score)) for arm, score in files.read_json(record).items()}
             else:
-                found = run(Trial({**given, "seed": seed}, test))
+                try:
+                    found = run(Trial({**given, "seed": seed}, test))
+                except RunError:  # no task ever had a finite score: the arm has none, and the others go on
+                    found = {arm.name: _diverged(arm.name, seed) for arm in arms if arm.experiment == name}
                 if record is not None:
                     files.write_json(record, files.jsonable({arm: asdict(score) for arm, score in found.items()}))
             mine = {arm: score for arm, score in found.items() if arm in names}
@@ -267,6 +311,10 @@ def _run(
                     }
                 )
     return scores
+
+
+def _diverged(arm: str, seed: int) -> Score:
+    return Score(arm, seed, math.nan, math.nan, math.nan, 0, 0.0, "diverged")
 
 
 def _read(score: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,6 +337,8 @@ def _check_folder(folder: Path | None, config: Mapping[str, Any], resume: bool) 
         raise InputError(f"out: {folder} already holds a comparison; choose another directory, or give resume.")
     before = files.read_yaml(record)
     for name, value in files.jsonable(dict(config)).items():
+        if is_auto(value):  # what was chosen for it is what the comparison has
+            continue
         if not isinstance(before, dict) or before.get(name) != value:
             was = before.get(name) if isinstance(before, dict) else None
             raise InputError(

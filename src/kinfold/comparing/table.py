@@ -278,8 +278,8 @@ def to_csv(scores: Sequence[Score]) -> str:
 def sentence(summaries: Sequence[ArmSummary], control: str) -> str:
     """Returns what helped, in plain sentences with figures.
 
-    First the arms that are better than the control beyond doubt (the interval of the difference excludes 0, after
-    Holm's correction over the arms of one model), level with it, and worse. Then whether transfer helped: the best
+    First the arms that are better than the control beyond doubt (p below 0.05, by Holm's correction
+    over the arms of one model), level with it, and worse. Then whether transfer helped: the best
     arm that is no control against the strongest control, the one with the best mean, so that the choice flatters
     the control; Holm's correction is over the arms that are no controls. Last the upper references, which are never
     called better.
@@ -385,7 +385,7 @@ def _transfer_words(summaries: Sequence[ArmSummary]) -> str:
     if not ahead and d.mean <= 0:
         return (
             f"Transfer did not help here: {name}, the strongest control, scored {theirs} against {ours} for "
-            f"{best.arm}, the best with transfer {figures}."
+            f"{best.arm}, the best of the arms in question {figures}."
         )
     opening = "Transfer helped here" if ahead else "Whether transfer helped here is open"
     said = f"{opening}: {best.arm} scored {ours} against {theirs} for {name}, the strongest control {figures}."

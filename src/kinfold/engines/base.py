@@ -145,3 +145,7 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Puts back what `state` returned, in an engine started on the same job."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends what runs beside this process. Nothing can be trained after that; what was learned can be read."""

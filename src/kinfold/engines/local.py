@@ -48,18 +48,24 @@ _RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets
 
 
 class LocalEngine(Engine):
-    """An engine in this process. A subclass says how to lift one task's functions, and in which order to step."""
+    """An engine in this process. A subclass says how to lift one task's functions, and in which order to step.
+
+    Args:
+        job: what to train.
+        stack: the tasks' models, trained where they lie; default drawn anew.
+        first: number of the job's first task, by which its draws are keyed, where it has a share of more tasks.
+    """
 
     fuse: bool
     """Whether optimizer steps of all tasks come together, and may be fused."""
 
-    def __init__(self, job: Job):
-        self.job = job
+    def __init__(self, job: Job, stack: TaskStack | None = None, first: int = 0):
+        self.job, self._first = job, first
         self.device, self.dtype = job.device, job.dtype
         self.inputs = job.inputs.to(self.device, self.dtype)
         floating = job.targets.is_floating_point()
         self.targets = job.targets.to(self.device, self.dtype if floating else torch.int64)
-        self.stack = self._fresh(generation=0)
+        self.stack = start_stack(job) if stack is None else stack
         self.updater = Updater(self.stack.params, job.optimizer, job.scheduler, self.fuse)
         self.states: list[State] = [self._start_method(method) for method in job.methods]
         self.best = self._evaluated().clone()
@@ -70,8 +76,8 @@ class LocalEngine(Engine):
         self.lesson: Teach | None = None
         self.centre: Params = {}
         self._partly_labelled = False
-        self.layers = layers_of([*self.stack.params, *self.stack.buffers])
-        self._keys = torch.stack([random.key(job.seed, "method", t) for t in range(job.tasks)]).to(self.device)
+        self.layers = layers_of(self.stack.params, self.stack.buffers)
+        self._keys = torch.stack([random.key(job.seed, "method", first + t) for t in range(job.tasks)]).to(self.device)
         self._stages = {stage: any(overrides(m, stage) for m in job.methods) for stage in _DRAWING}
         self._reached: frozenset[str] | None = None
         self._visits = 0
@@ -104,7 +110,7 @@ class LocalEngine(Engine):
         count = torch.zeros(job.tasks, dtype=torch.float64)
         indices: dict[tuple[int, ...], Tensor] = {}  # made once: on a GPU, a tensor made on the host is a wait
         for lane in self._lanes():
-            seeds = (job.seed, "forward", segment.period, segment.first, lane[0])
+            seeds = (job.seed, "forward", segment.period, segment.first, self._first + lane[0])
             with random.seeded(self.device, *seeds):
                 for tasks, step, update in _steps(lane, lengths, job.batch_size, job.accumulate, segment):
                     if tuple(tasks) not in indices:
@@ -135,7 +141,7 @@ class LocalEngine(Engine):
         orders = row_orders(self.job.seed, period, self.job.train, unlabelled)
         for i, method in enumerate(self.job.methods):
             if overrides(method, "draw"):
-                keys = [random.key(self.job.seed, "draw", t, period, i) for t in range(self.job.tasks)]
+                keys = [random.key(self.job.seed, "draw", self._first + t, period, i) for t in range(self.job.tasks)]
                 orders = [
                     method.draw(order, {name: value[t].cpu() for name, value in self.states[i].items()}, keys[t])
                     for t, order in enumerate(orders)
@@ -143,6 +149,7 @@ class LocalEngine(Engine):
         pool = self.job.train if unlabelled is None else self.job.train | unlabelled
         for t, order in enumerate(orders):
             if not len(order) or not bool(pool[t][order].all()):
+                t += self._first
                 raise RunError(f"methods: of task {t}'s own rows, a draw must return some, and no others.")
         return orders
 
@@ -186,12 +193,7 @@ class LocalEngine(Engine):
         """Some tasks' rows to read; a single one's are views, since a frozen backbone is dear to copy at every step."""
         if len(tasks) > 1:
             return self.stack.take(which)
-        t, stack = tasks[0], self.stack
-        params, frozen, buffers = (
-            {name: value[t : t + 1] for name, value in part.items()}
-            for part in (stack.params, stack.frozen, stack.buffers)
-        )
-        return TaskStack(stack.module, params, frozen, buffers)
+        return self.stack.rows(slice(tasks[0], tasks[0] + 1))
 
     def _accumulate(self, tasks: list[int], grads: Params, update: bool) -> Params | None:
         """Returns the mean gradient when the optimizer is to step, else None."""
@@ -289,11 +291,13 @@ class LocalEngine(Engine):
             return _two_axes(output).to(self.dtype)
 
         for i, (method, state) in enumerate(zip(methods, states, strict=True)):
-            batch = method.batch(batch, state, random.fold_in(key, 3 * i))
+            if overrides(method, "batch"):
+                batch = method.batch(batch, state, random.fold_in(key, 3 * i))
         temperature = 1.0 if self.lesson is None else self.lesson.temperature
         inner: Inner = partial(self.job.objective.training_loss, temperature=temperature)
         for i, (method, state) in reversed(list(enumerate(zip(methods, states, strict=True)))):
-            inner = partial(_wrapped, method, inner, state, random.fold_in(key, 3 * i + 1))
+            if overrides(method, "loss"):
+                inner = partial(_wrapped, method, inner, state, random.fold_in(key, 3 * i + 1))
         return inner(model, batch), after
 
     # -- scoring --------------------------------------------------------------------------------------------------
@@ -416,7 +420,7 @@ class LocalEngine(Engine):
             if isinstance(change, Restart):
                 which = change.tasks.nonzero().flatten()
                 candidate = candidate.clone()
-                candidate.put(which, self._fresh(generation=change.key).take(which))
+                candidate.put(which, start_stack(self.job, change.key).take(which))
                 continue
             if isinstance(change, Elastic):
                 for name, value in candidate.params.items():
@@ -428,7 +432,7 @@ class LocalEngine(Engine):
             unmeasured |= blended(change, self.job.tasks)
         if plan.buffers == "reset":
             which = plan.touched(self.job.tasks).nonzero().flatten()
-            fresh = self._fresh(generation=0)
+            fresh = start_stack(self.job)
             for name, value in candidate.buffers.items():
                 value[which.to(value.device)] = fresh.buffers[name][which.to(value.device)]
         if plan.buffers == "follow" and bool(unmeasured.any()):
@@ -521,6 +525,9 @@ class LocalEngine(Engine):
         finite = [value.detach().reshape(self.job.tasks, -1).isfinite().all(1) for value in params.values()]
         return torch.stack(finite).all(0).cpu()
 
+    def close(self) -> None:
+        pass
+
     def method_states(self) -> list[State]:
         return [dict(detached(state)) for state in self.states]
 
@@ -577,12 +584,6 @@ class LocalEngine(Engine):
             self._learn(Teach(temperature=values["temperature"], **parts["lesson"]))
 
     # -- small parts ----------------------------------------------------------------------------------------------
-
-    def _fresh(self, generation: int) -> TaskStack:
-        job = self.job
-        starts = build_starts(job.model, job.tasks, job.shared_start, job.seed, generation)
-        materialise(starts, job.inputs.rows(job.train[0].nonzero().flatten()[:2]), job.seed)
-        return stack_models(starts, self.device, self.dtype)
 
     def _start_method(self, method: Method) -> State:
         rows = [method.start({n: v[t] for n, v in self.stack.params.items()}) for t in range(self.job.tasks)]
@@ -651,6 +652,13 @@ class LocalEngine(Engine):
                 params, state = self.lift(method.after_step)(params, state)
                 params, state = self.lift(method.period_end)(params, state, score.to(self.device))
                 self.lift(method.export)(self.lift(method.evaluation)(params, state), state)
+
+
+def start_stack(job: Job, generation: int = 0) -> TaskStack:
+    """Returns the tasks' models before training; `generation` is raised to draw new starts of the same tasks."""
+    starts = build_starts(job.model, job.tasks, job.shared_start, job.seed, generation)
+    materialise(starts, job.inputs.rows(job.train[0].nonzero().flatten()[:2]), job.seed)
+    return stack_models(starts, job.device, job.dtype)
 
 
 def _steps(

@@ -14,10 +14,14 @@ from kinfold import random
 from kinfold.transfer.changes import BinaryCross, Change, Cross, Elastic, Median, Mix, Shuffle
 
 
-def layers_of(names: Iterable[str]) -> dict[str, int]:
-    """Returns the number of the layer (module) that each tensor belongs to, in the order of the names."""
+def layers_of(params: Iterable[str], buffers: Iterable[str] = ()) -> dict[str, int]:
+    """Returns the number of the layer (module) that each tensor belongs to, in the order of the parameters.
+
+    Buffers of a module without parameters count to the last layer.
+    """
     numbers: dict[str, int] = {}
-    return {name: numbers.setdefault(name.rpartition(".")[0], len(numbers)) for name in names}
+    layers = {name: numbers.setdefault(name.rpartition(".")[0], len(numbers)) for name in params}
+    return layers | {name: numbers.get(name.rpartition(".")[0], len(numbers) - 1) for name in buffers}
 
 
 def moved(
@@ -69,8 +73,13 @@ def pulled(
 
 
 def donors_of(change: Mix) -> Int64[Tensor, " T"]:
-    """Returns [T] the donor whose indivisible state (step counts, whole-number buffers) each task takes."""
-    return change.weights.argmax(1).cpu()
+    """Returns [T] the donor whose indivisible state (step counts, whole-number buffers) each task takes.
+
+    It is the one with the largest weight; of several, the task itself where it is among them.
+    """
+    weights = change.weights.cpu()
+    own = weights.diagonal() == weights.amax(1)
+    return torch.where(own, torch.arange(len(weights)), weights.argmax(1))
 
 
 def blended(change: Change, tasks: int) -> Bool[Tensor, " T"]:
@@ -90,9 +99,9 @@ def _mixed(
         averaged: Tensor = torch.tensordot(change.weights.to(before), before, 1)  # the common case, in one go
         return averaged
     result = candidate.clone()
-    for t, weights in enumerate(change.weights):
+    largest_of = donors_of(change).tolist()
+    for t, (weights, largest) in enumerate(zip(change.weights, largest_of, strict=True)):
         donors = weights.nonzero().flatten()
-        largest = int(weights.argmax())
         if donors.tolist() == [t]:
             continue
         if len(donors) == 1 or not before.is_floating_point():

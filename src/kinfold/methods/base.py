@@ -61,6 +61,12 @@ class Batch(NamedTuple):
     soft: Float[Tensor, "B C"] | None = None
     soft_weight: Float[Tensor, "*B"] | None = None
 
+    def first(self) -> "Batch":
+        """Returns the first task's batch of several tasks' batches that are stacked."""
+        x = tuple(part[0] for part in self.x) if isinstance(self.x, tuple) else self.x[0]
+        rest = (None if part is None else part[0] for part in (self.labelled, self.soft, self.soft_weight))
+        return Batch(x, self.y[0], self.row[0], self.classes, *rest)
+
 
 Inner: TypeAlias = Callable[[Model, Batch], Tensor]
 ValueAndGrad: TypeAlias = Callable[[Params], tuple[Tensor, Params]]

@@ -55,5 +55,11 @@ class Mixup(Method):
         else:  # a label that may not be used must not seep into the mixture
             share = batch.labelled.to(y.dtype).view(-1, *[1] * (y.ndim - 1))
             labelled, y = mix(batch.labelled), mix(y * share) / mix(share).clamp_min(torch.finfo(y.dtype).tiny)
-        soft = None if batch.soft is None else mix(batch.soft)
-        return batch._replace(x=x, y=y, labelled=labelled, soft=soft)
+        soft, weight = batch.soft, batch.soft_weight
+        if soft is not None and weight is not None and weight.ndim > 0:  # rows count by their own weights
+            mixed = mix(weight)
+            soft = mix(soft * weight[:, None]) / mixed[:, None].clamp_min(torch.finfo(soft.dtype).tiny)
+            weight = mixed
+        elif soft is not None:
+            soft = mix(soft)
+        return batch._replace(x=x, y=y, labelled=labelled, soft=soft, soft_weight=weight)

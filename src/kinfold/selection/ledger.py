@@ -50,6 +50,9 @@ class Ledger:
             accepted: [T] whether the recipient took it; others are left as they are.
             rows: [T, n] rows that the recipient learned from directly, such as those of its soft targets.
         """
+        everyone = self.exposed.any(0)
+        if rows is None and bool((self.exposed == everyone)[accepted & lineage.any(1)].all()):
+            return self  # who learns has nothing left to be exposed to, as after a rule has mixed all tasks once
         exposed = self.exposed.clone()
         # Donor by donor: a matrix product would need [T, n] numbers wide enough not to wrap, in place of bits.
         for recipient in accepted.nonzero().flatten().tolist():

@@ -20,8 +20,8 @@ class Stratified(Drawn):
 
     Attributes:
         val_fraction: share of the unsealed rows that a task validates on, in (0, 1).
-        even: whether tasks take turns, so that all rows are validated on equally often, to one; each task's rows
-            are as random as without.
+        even: whether tasks take turns, so that within a class all rows are validated on equally often, to one; each
+            task's rows are as random as without.
 
     Example:
         >>> import numpy as np

@@ -4,6 +4,7 @@ Legend: B batch, N rows, C classes or outputs.
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,16 @@ class Objective:
     def classes(self) -> int | None:
         """C in classification, else None."""
         return self.outputs if self.kind == "classification" else None
+
+    def of_probabilities(self) -> "Objective":
+        """Returns the objective with a loss that takes probabilities of the classes, whatever it was made for.
+
+        Cross-entropy does; of another loss it is the expectation, Σ_c q(c) · its loss if the class were c. So it is of
+        a cross-entropy with class weights, which torch divides by the rows' weights for class numbers only.
+        """
+        if self.classes is None or (isinstance(self.loss, nn.CrossEntropyLoss) and self.loss.weight is None):
+            return self
+        return dataclasses.replace(self, loss=_expected(self.row_loss, self.row_weight, self.classes))
 
     def training_loss(self, model: Model, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Returns the loss of one batch of one task, lesson included (see `kinfold.transfer.base.Teach`)."""
@@ -175,6 +186,17 @@ def _per_row(loss: LossFunction) -> LossFunction:
         each.reduction = "none"  # type: ignore[attr-defined]
         return lambda outputs, targets: each(outputs, targets).reshape(len(outputs), -1).mean(1)
     return torch.vmap(lambda output, y: loss(output[None], y[None]))
+
+
+def _expected(row_loss: LossFunction, row_weight: Callable[[Tensor], Tensor], classes: int) -> LossFunction:
+    """Returns the mean over rows, by their weights, of the loss that is expected under probabilities [B, C]."""
+
+    def expected(outputs: Tensor, probabilities: Tensor) -> Tensor:
+        each = [row_loss(outputs, torch.full_like(probabilities[:, c], c, dtype=torch.int64)) for c in range(classes)]
+        weights = row_weight(torch.arange(classes, device=probabilities.device)).to(probabilities.dtype)
+        return (probabilities * torch.stack(each, 1)).sum() / (probabilities * weights).sum()
+
+    return expected
 
 
 def _row_weight(loss: LossFunction) -> Callable[[Tensor], Tensor]:

@@ -43,6 +43,13 @@ class TaskStack:
         """T."""
         return len(next(iter(self.params.values())))
 
+    def rows(self, tasks: slice) -> "TaskStack":
+        """Returns neighbouring tasks as views, which share the memory."""
+        params, frozen, buffers = (
+            {name: value[tasks] for name, value in part.items()} for part in (self.params, self.frozen, self.buffers)
+        )
+        return TaskStack(self.module, params, frozen, buffers)
+
     def take(self, tasks: Int64[Tensor, " k"]) -> "TaskStack":
         """Returns a copy of some tasks, [k, …]."""
         params, buffers = (

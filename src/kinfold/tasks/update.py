@@ -8,6 +8,7 @@ takes the same step in fewer calls; it turns into the row form, for good, when a
 import copy
 import inspect
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
@@ -24,7 +25,57 @@ from kinfold.importing import one_line
 from kinfold.methods.base import Params
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
-MakeScheduler: TypeAlias = Callable[[Optimizer], LRScheduler]
+MakeScheduler: TypeAlias = Callable[[Optimizer], Any]
+"""Makes a `torch.optim.lr_scheduler.LRScheduler`, or what steps like one."""
+
+
+class Stretched:
+    """A schedule written for `length` periods that is run through in `periods`.
+
+    Args:
+        schedule: what is stepped.
+        length: how many steps it was written for.
+        periods: in how many it is to take them.
+    """
+
+    def __init__(self, schedule: LRScheduler, length: int, periods: int):
+        self._schedulers = [schedule]  # the name by which torch's composed schedules hold their parts
+        self._length, self._periods, self._period = length, periods, 0
+
+    def step(self) -> None:
+        """Ends a period: takes as many of the schedule's steps as fall into it."""
+        before = self._period * self._length // self._periods
+        self._period += 1
+        for _ in range(self._period * self._length // self._periods - before):
+            self._schedulers[0].step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what `load_state_dict` takes."""
+        return {"period": self._period, "schedule": self._schedulers[0].state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` returned."""
+        self._period = state["period"]
+        self._schedulers[0].load_state_dict(state["schedule"])
+
+
+def stretched(make: MakeScheduler, length: int, periods: int, optimizer: Optimizer) -> LRScheduler | Stretched:
+    """Returns a schedule written for `length` periods as one of `periods`; one that follows a score as it is.
+
+    Example:
+        >>> halving = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
+        >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule = stretched(halving, length=4, periods=2, optimizer=optimizer)
+        >>> optimizer.step()
+        >>> schedule.step()
+        >>> optimizer.param_groups[0]["lr"]
+        0.5
+    """
+    schedule = make(optimizer)
+    if isinstance(schedule, ReduceLROnPlateau):
+        return schedule
+    return Stretched(schedule, length, periods)
+
 
 ELEMENTWISE: frozenset[type[Optimizer]] = frozenset(
     {
@@ -115,8 +166,8 @@ class Updater:
     def options(self) -> dict[str, Float[Tensor, " T"]]:
         """Returns the options of the optimizers' first groups that are numbers in every task, [T] each."""
         groups = [optimizer.param_groups[0] for optimizer in self._optimizers] * (self.tasks if self.fused else 1)
-        numbers = [name for name in groups[0] if all(type(group.get(name)) in (int, float) for group in groups)]
-        return {name: torch.tensor([float(group[name]) for group in groups], dtype=torch.float64) for name in numbers}
+        names = [name for name in groups[0] if all(_is_number(group.get(name)) for group in groups)]
+        return {name: torch.tensor([float(group[name]) for group in groups], dtype=torch.float64) for name in names}
 
     def tune(self, values: Mapping[str, Float[Tensor, " T"]]) -> None:
         """Sets options of the tasks' optimizers; NaN leaves one as it is.
@@ -147,7 +198,7 @@ class Updater:
         for group in groups:
             group["lr"] = group["lr"] * (rate / first) if first else rate
             # What schedules reckon from; a rate of 0 says nothing of how far the new one is from there.
-            for origin in ("initial_lr", "max_lr", "min_lr"):
+            for origin in ("base_lr", "initial_lr", "max_lr", "min_lr"):
                 if origin in group and first:
                     group[origin] *= rate / first
         for schedule in _parts(self._schedulers[t]) if self._schedulers else []:
@@ -158,7 +209,8 @@ class Updater:
         """Begins a new schedule, from the learning rates that the last one began with; moments stay."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group.pop("initial_lr", group["lr"])
+                group.pop("initial_lr", None)
+                group["lr"] = group["base_lr"]
         self._make_scheduler = scheduler
         self._start_schedulers()
 
@@ -307,10 +359,17 @@ class Updater:
 
     def _start_schedulers(self) -> None:
         make = self._make_scheduler
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault("base_lr", group["lr"])  # where a further schedule begins (see `reschedule`)
         try:
             self._schedulers = [] if make is None else [make(optimizer) for optimizer in self._optimizers]
         except (TypeError, ValueError) as error:
             raise InputError(f"scheduler: it cannot be made ({one_line(error)}).") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_moment(slot: str, value: object, shape: torch.Size) -> bool:
@@ -341,7 +400,7 @@ def _revived(saved: Any, fresh: Any) -> Any:
 
 
 def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
-    hidden = ("params", "initial_lr")
+    hidden = ("params", "initial_lr", "base_lr")
     return [{k: v for k, v in group.items() if k not in hidden} for group in optimizer.param_groups]
 
 

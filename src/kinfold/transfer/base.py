@@ -14,6 +14,7 @@ state       = rule.learn(plan, outcome, state)      # adapts, from what was acce
 """
 
 import abc
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -193,7 +194,7 @@ class Rule(abc.ABC):
     @property
     def student(self) -> bool:
         """Whether a part of the budget is left for a student."""
-        return sum(self.stages) < 1.0
+        return math.fsum(self.stages) < 1.0 - 1e-9
 
     def graduate(self, view: View, state: State, last: bool) -> Lesson | None:
         """Returns what a student is taught, at the end of a stage; None where the tasks shall train for another.

@@ -60,7 +60,7 @@ class Distil(Rule):
 
     def __post_init__(self) -> None:
         check_shares(self.name, clean=self.clean)
-        if not self.stages or min(self.stages) <= 0 or sum(self.stages) >= 1:
+        if not self.stages or min(self.stages) <= 0 or not self.student:
             raise InputError(
                 f"distil: stages is {self.stages!r}; give shares above 0 that leave something for the student."
             )
@@ -77,7 +77,12 @@ class Distil(Rule):
         rows = view.unsealed.nonzero().flatten()
         outputs = view.predict(rows).double()
         sound = outputs.isfinite().flatten(1).all(1)  # a diverged task has nothing to teach
-        held_out = view.validation[:, rows] & sound[:, None]
+        # Beside another rule, a task may have heard of a label that it holds out; then it cannot judge it.
+        held_out = (view.validation & ~view.exposed)[:, rows] & sound[:, None]
+        if not bool(held_out.any()):
+            return Lesson(
+                note="labels: no task is left that has not heard of them; the student learns from them as they are"
+            )
         belief = true_classes(outputs, view.targets[rows], held_out)
         said = f"labels: {100 * belief.rate:.3g} % of them seem wrong, at most {100 * belief.upper:.3g} %"
         if (belief.rate if last else belief.upper) < self.clean:
