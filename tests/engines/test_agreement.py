@@ -15,6 +15,7 @@ from kinfold import random
 from kinfold.data.base import TensorInputs
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
+from kinfold.engines.workers import Workers
 from kinfold.methods import CropFlipCutout, LabelSmoothing, Mixup
 from kinfold.methods.base import Batch, Inner, Method, Model, Params, State, ValueAndGrad
 from kinfold.transfer import (
@@ -34,6 +35,7 @@ from kinfold.transfer import (
     View,
 )
 
+LOOPING, STACKING = (partial(Workers, processes=2, kind=kind) for kind in (Sequential, Vectorised))
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 EAGER = AMTO(p_low=1.0, p_high=1.0)  # tries at every transfer point
 
@@ -193,8 +195,9 @@ def job_of(lab: SimpleNamespace, case: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("name", CASES)
 def test_engines_agree(lab: SimpleNamespace, name: str) -> None:
     job = job_of(lab, CASES[name])
-    one, other = lab.train(Sequential, job, EAGER), lab.train(Vectorised, job, EAGER)
-    lab.assert_agree(one, other)
+    one = lab.train(Sequential, job, EAGER)
+    for other in (Vectorised, LOOPING):
+        lab.assert_agree(one, lab.train(other, job, EAGER))
     assert one.progress.proposed > 0
 
 
@@ -217,7 +220,9 @@ OFTEN = {name: often(make()) for name, make in RULES.items()} | {
 @pytest.mark.parametrize("optimizer", [ADAMW, partial(torch.optim.SGD, lr=0.1, momentum=0.9)], ids=["adamw", "sgd"])
 def test_engines_agree_under_every_rule(lab: SimpleNamespace, rule: Rule, optimizer: Any) -> None:
     job = lab.make_job(tasks=4, model=partial(lab.network, True), optimizer=optimizer, sizes=(44, 36, 25, 44))
-    lab.assert_agree(lab.train(Sequential, job, rule), lab.train(Vectorised, job, rule))
+    one = lab.train(Sequential, job, rule)
+    for other in (Vectorised, STACKING):
+        lab.assert_agree(one, lab.train(other, job, rule))
 
 
 @pytest.mark.parametrize("make", [Sequential, Vectorised])
@@ -252,8 +257,9 @@ def test_pulls_inside_periods_by_hand(lab: SimpleNamespace, make: Any) -> None:
 @pytest.mark.parametrize(("moments", "buffers"), [("follow", "follow"), ("keep", "reset"), ("reset", "keep")])
 def test_engines_agree_on_a_plan_of_everything(lab: SimpleNamespace, case: str, moments: str, buffers: str) -> None:
     job, rule = job_of(lab, CASES[case]), Mixed(moments, buffers)
-    one, other = lab.train(Sequential, job, rule), lab.train(Vectorised, job, rule)
-    lab.assert_agree(one, other)
+    one = lab.train(Sequential, job, rule)
+    for other in (Vectorised, LOOPING):
+        lab.assert_agree(one, lab.train(other, job, rule))
     assert one.engine.options()["lr"][1] != one.engine.options()["lr"][0]
 
 
@@ -265,7 +271,9 @@ def test_engines_agree_with_augmented_images(lab: SimpleNamespace) -> None:
         inputs=images,
         methods=(CropFlipCutout(padding=1, cutout=2), Mixup()),
     )
-    lab.assert_agree(lab.train(Sequential, job, EAGER), lab.train(Vectorised, job, EAGER))
+    one = lab.train(Sequential, job, EAGER)
+    for other in (Vectorised, LOOPING, STACKING):
+        lab.assert_agree(one, lab.train(other, job, EAGER))
 
 
 @pytest.mark.parametrize("engine", [Sequential, Vectorised])

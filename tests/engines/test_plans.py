@@ -14,6 +14,7 @@ from kinfold import random
 from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
+from kinfold.engines.workers import Workers
 from kinfold.methods.base import Method, Params, State
 from kinfold.tasks.order import Segment, row_orders
 from kinfold.tasks.state import export_module
@@ -513,8 +514,9 @@ ACTING: dict[str, Rule] = {  # set so that they act in a run of four short perio
 def test_engines_agree_while_a_rule_acts(lab: SimpleNamespace, name: str) -> None:
     optimizer = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
     job = lab.make_job(tasks=4, model=partial(lab.network, True), optimizer=optimizer, sizes=(44, 36, 25, 44))
-    one, other = lab.train(Sequential, job, ACTING[name]), lab.train(Vectorised, job, ACTING[name])
-    lab.assert_agree(one, other)
+    one = lab.train(Sequential, job, ACTING[name])
+    for other in (Vectorised, partial(Workers, processes=2)):
+        lab.assert_agree(one, lab.train(other, job, ACTING[name]))
     assert one.progress.proposed > 0
     moved = [move for event in one.events for move in event.get("transfers", ())]
     assert {move["form"] for move in moved} <= {"copy", "shuffle", "median", "crossover-binary", "crossover-parameter"}

@@ -3,21 +3,27 @@
 from collections.abc import Callable
 
 import torch
+from torch.nn.modules.conv import _ConvNd
 
 from kinfold.engines.base import Engine, Job
-from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
+from kinfold.engines.workers import Workers
 from kinfold.errors import InputError, unknown
 
-ENGINES: dict[str, Callable[[Job], LocalEngine]] = {"sequential": Sequential, "vectorised": Vectorised}
+ENGINES: dict[str, Callable[[Job], Engine]] = {
+    "sequential": Sequential,
+    "vectorised": Vectorised,
+    "workers": Workers,
+}
 
 
 def choose_engine(name: str, job: Job) -> tuple[Engine, str | None]:
     """Returns (a started engine, a line to tell the user or None).
 
     The stacked form is probed with one training and one scoring step. A model that cannot be stacked (recurrent
-    cells, data-dependent control flow, embedding bags) runs one task after another instead.
+    cells, data-dependent control flow, embedding bags) runs one task after another instead. Each of `workers` runs
+    its tasks stacked where they can be and do not convolve: on one CPU's thread, stacked convolutions gain nothing.
 
     Args:
         name: `auto`, or an entry of `ENGINES`.
@@ -47,18 +53,27 @@ def choose_engine(name: str, job: Job) -> tuple[Engine, str | None]:
         ) from error
     if name == "sequential" or (name == "auto" and job.tasks == 1):
         return plain, None
+    convolves = any(isinstance(layer, _ConvNd) for layer in plain.stack.module.modules())
     del plain
+    if name == "workers":
+        stacks = not convolves and isinstance(_stacked(job), Vectorised)
+        return Workers(job, kind=Vectorised if stacks else Sequential), None
+    together = _stacked(job)
+    if isinstance(together, Vectorised):
+        return together, None
+    return Sequential(job), f"engine: sequential, since {together}."
+
+
+def _stacked(job: Job) -> Vectorised | str:
+    """Returns an engine of the stacked form, or why there can be none."""
     try:
         together = Vectorised(job)
         together.probe()
     except torch.OutOfMemoryError:
-        why = f"{job.tasks} tasks do not fit in memory together"
+        return f"{job.tasks} tasks do not fit in memory together"
     except Exception as error:
-        why = f"this model cannot be stacked ({_line(error)})"
-    else:
-        return together, None
-    # After the handlers, whose tracebacks would keep the stacked engine, and its memory, alive.
-    return Sequential(job), f"engine: sequential, since {why}."
+        return f"this model cannot be stacked ({_line(error)})"
+    return together
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,454 @@
+"""Processes beside each other, each with a thread and a share of the tasks: for what one process cannot keep busy.
+
+On a CPU a step of a small convolution does not go faster by a second thread, but two tasks' steps do in two processes.
+The process that asks holds all T tasks in an engine that never trains: it carries out plans, keeps snapshots and
+exports. Each worker trains and scores an engine over some rows of them. Parameters, buffers, best snapshots and the
+methods' states lie in memory that all of them share; data, model and methods are inherited by forking, since a job
+holds functions that cannot be sent. What the optimizers remember is the workers' own, and is fetched where a plan moves
+it or a checkpoint is made.
+
+Legend: T tasks, k those of one worker, N rows, m rows asked for, C classes or outputs.
+"""
+
+import dataclasses
+import itertools
+import mmap
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NoReturn, TypeAlias, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from kinfold.engines.base import Engine, Job
+from kinfold.engines.local import LocalEngine, start_stack
+from kinfold.engines.sequential import Sequential
+from kinfold.errors import InputError, RunError
+from kinfold.importing import one_line
+from kinfold.methods.base import Params
+from kinfold.tasks.order import Segment
+from kinfold.tasks.state import TaskStack
+from kinfold.tasks.update import MakeScheduler
+from kinfold.transfer.base import Outcome, Plan
+from kinfold.transfer.changes import Restart, Teach, Tune
+
+OptimizerState: TypeAlias = tuple[dict[str, Tensor], list[dict[str, Any]]]
+"""What `Updater.state` returns: (tensors keyed `task/parameter/slot`, JSON values of each task)."""
+
+
+@final
+class Workers(Engine):
+    """Every worker process trains a share of the tasks. They start when first needed, and end with `close`.
+
+    Args:
+        job: what to train, on the CPU.
+        processes: how many workers; default as many as this process may use CPUs. Never more than T.
+        kind: the engine that each worker runs on its share.
+
+    Raises:
+        InputError: the job's device is another, or this process cannot be forked.
+    """
+
+    name = "workers"
+
+    def __init__(self, job: Job, processes: int | None = None, kind: type[LocalEngine] = Sequential):
+        _check(job, processes)
+        self._job, self._kind = job, kind
+        self._whole = whole = kind(job, _shared_stack(start_stack(job)))
+        whole.best = _shared_stack(whole.best)
+        whole.states = [_shared(state) for state in whole.states]
+        whole.updater.unfuse()  # one form for all, however the tasks are shared out
+        count = min(job.tasks, _usable_cpus() if processes is None else processes)
+        ends = [round(i * job.tasks / count) for i in range(count + 1)]
+        self._shares = [slice(first, end) for first, end in itertools.pairwise(ends)]
+        self._workers: list[_Worker] = []
+        self._visits = 0
+        self._closed = False
+        # At exit it is left to `multiprocessing`, which knows whose processes they are: this process may be forked.
+        weakref.finalize(self, _end, self._workers).atexit = False
+
+    # -- what workers do --------------------------------------------------------------------------------------------
+
+    def train(self, segment: Segment) -> Float[Tensor, " T"]:
+        if self._closed:
+            raise RunError("engine: it has been closed, and cannot train any more; start another.")
+        losses, visits = zip(*self._on_shares(_train, segment), strict=True)
+        self._visits += sum(visits)
+        return torch.cat(losses)
+
+    def score(self) -> Float[Tensor, "T 2"]:
+        return torch.cat(self._on_shares(LocalEngine.score))
+
+    def predict(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m C"]:
+        return torch.cat(self._on_shares(LocalEngine.predict, rows, best))
+
+    def losses(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m"]:
+        return torch.cat(self._on_shares(LocalEngine.losses, rows, best))
+
+    # -- what moves between tasks, and what the workers must hear of --------------------------------------------------
+
+    def apply(self, plan: Plan, period: int) -> Outcome:
+        proposes = bool(plan.touched(self._job.tasks).any())
+        moves = proposes and (plan.moments != "keep" or any(isinstance(change, Restart) for change in plan.changes))
+        tunes = any(isinstance(change, Tune) for change in plan.changes)
+        with self._optimizers_here() if moves or tunes else nullcontext():
+            outcome = self._whole.apply(plan, period)
+        if any(isinstance(change, Teach) for change in plan.changes):
+            self._teach()
+        return outcome
+
+    def end_period(self, scores: Float[Tensor, "T 2"]) -> None:
+        self._whole.end_period(scores)  # schedules are stepped on both sides, so that rates can be read here
+        self._tell(_end_period, [(scores[tasks, 1].tolist(),) for tasks in self._shares])
+
+    def reschedule(self, scheduler: MakeScheduler | None) -> None:
+        self._fetch()
+        _end(self._workers)  # a function cannot be sent, but those that come after them inherit it
+        self._job = dataclasses.replace(self._job, scheduler=scheduler)
+        self._whole.reschedule(scheduler)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        self._fetch()
+        tensors, values = self._whole.state()
+        if self._workers:
+            self._whole.updater.restore({}, values["optimizers"])  # the workers have them; twice is once too often
+        return tensors, {**values, "visits": self._visits}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        _end(self._workers)  # those that come after them are told
+        self._whole.restore(tensors, values)
+        self._visits = self._whole.visits()
+
+    def close(self) -> None:
+        self._closed = True
+        _end(self._workers)
+
+    # -- what can be read or written in the shared memory --------------------------------------------------------------
+
+    def steps(self, period: int) -> Int64[Tensor, " T"]:
+        return self._whole.steps(period)
+
+    def snapshot(self, tasks: Bool[Tensor, " T"]) -> None:
+        self._whole.snapshot(tasks)
+
+    def export(self, task: int) -> nn.Module:
+        return self._whole.export(task)
+
+    def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
+        return self._whole.sound(best)
+
+    def method_states(self) -> list[dict[str, Tensor]]:
+        return self._whole.method_states()
+
+    def options(self) -> dict[str, Float[Tensor, " T"]]:
+        return self._whole.options()
+
+    def visits(self) -> int:
+        return self._visits
+
+    # -- the processes ---------------------------------------------------------------------------------------------
+
+    def _on_shares(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Returns what a function of an engine gives for each share of the tasks."""
+        if self._closed:
+            return [function(self._whole, *arguments)]
+        if not self._workers:
+            self._start()
+        return self._tell(function, [arguments] * len(self._shares))
+
+    def _tell(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Calls a function by its name with each worker's engine and arguments of its own, if there are workers."""
+        answers: dict[_Worker, Any] = {}
+        with self._all_or_none():
+            for worker, given in zip(self._workers, arguments, strict=False):
+                worker.ask(function, given)
+            while waiting := [worker for worker in self._workers if worker not in answers]:
+                ready = wait([worker.connection for worker in waiting])
+                answers |= {worker: worker.answer() for worker in waiting if worker.connection in ready}
+        return [answers[worker] for worker in self._workers]
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """If one fails, the tasks are no longer all at the same point, and none can go on."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        fork = multiprocessing.get_context("fork")
+        with self._all_or_none():
+            for tasks in self._shares:
+                ours, theirs = fork.Pipe()
+                process = fork.Process(target=_serve, args=(self._engine(tasks), theirs, tasks), daemon=True)
+                with _signals_held(), warnings.catch_warnings():
+                    # Python warns of other threads: a worker waits for none, and sees to torch's.
+                    warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
+                    try:
+                        process.start()
+                    except OSError as error:
+                        raise RunError(
+                            f"engine: a worker process cannot be started ({one_line(error)}); use engine sequential."
+                        ) from error
+                    self._workers.append(_Worker(process, ours, tasks))
+                theirs.close()
+        self._hand_over()
+        if self._whole.lesson is not None:
+            self._teach()
+
+    def _engine(self, tasks: slice) -> LocalEngine:
+        """An engine for some of the tasks, over the memory that holds them all."""
+        job, whole = self._job, self._whole
+        own = dataclasses.replace(
+            job,
+            inputs=whole.inputs,
+            train=job.train[tasks],
+            validation=job.validation[tasks],
+            optimizer=job.optimizer if callable(job.optimizer) else job.optimizer[tasks],
+        )
+        engine = self._kind(own, whole.stack.rows(tasks), tasks.start)
+        engine.best = whole.best.rows(tasks)
+        engine.states = [{name: value[tasks] for name, value in state.items()} for state in whole.states]
+        return engine
+
+    def _teach(self) -> None:
+        lesson = self._whole.lesson
+        assert lesson is not None
+        own = [(lesson.targets[t], lesson.weight[t], lesson.unlabelled[t], lesson.temperature) for t in self._shares]
+        self._tell(_learn, own)
+
+    @contextmanager
+    def _optimizers_here(self) -> Iterator[None]:
+        """The optimizers' state, which is the workers' while there are any, is here within."""
+        self._fetch()
+        yield
+        self._hand_over()
+
+    def _fetch(self) -> None:
+        if self._workers:
+            self._whole.updater.restore(*_joined(self._tell(_optimizers, [()] * len(self._shares)), self._shares))
+
+    def _hand_over(self) -> None:
+        if self._workers:
+            tensors, values = self._whole.updater.state()
+            self._tell(_take_optimizers, [_share_of(tensors, values, tasks) for tasks in self._shares])
+            self._whole.updater.restore({}, values)
+
+
+# -- in a worker -----------------------------------------------------------------------------------------------------
+
+
+def _serve(engine: LocalEngine, driver: Connection, tasks: slice) -> NoReturn:
+    """Answers for ever; an interrupt, which reaches all processes of a terminal, stays blocked."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    torch.set_num_threads(1)  # before anything else: the threads that torch had have not come along
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    while True:
+        function, arguments = _received(driver)
+        try:
+            _send(driver, (True, function(engine, *arguments)))
+        except (InputError, RunError) as error:
+            _send(driver, (False, (error, traceback.format_exc())))
+        except Exception as error:  # the user's model, loss or methods, which may raise anything
+            failed = RunError(f"engine: training or scoring {_named(tasks)} failed ({one_line(error)}).")
+            _send(driver, (False, (failed, traceback.format_exc())))
+
+
+def _end_with_driver() -> None:
+    """However it ended: it may have been killed in the middle of a period."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)
+
+
+def _train(engine: LocalEngine, segment: Segment) -> tuple[Float[Tensor, " k"], int]:
+    before = engine.visits()
+    return engine.train(segment), engine.visits() - before
+
+
+def _end_period(engine: LocalEngine, losses: list[float]) -> None:
+    engine.updater.end_period(losses)
+
+
+def _learn(
+    engine: LocalEngine,
+    targets: Float[Tensor, "k N C"],
+    weight: Float[Tensor, "k *N"],
+    unlabelled: Bool[Tensor, "k N"],
+    temperature: float,
+) -> None:
+    teachers = torch.zeros(len(targets), len(targets), dtype=torch.bool)  # they matter to the ledger alone
+    engine.apply(Plan((Teach(targets, weight, teachers, unlabelled, temperature),)), period=0)
+
+
+def _optimizers(engine: LocalEngine) -> OptimizerState:
+    return engine.updater.state()
+
+
+def _take_optimizers(engine: LocalEngine, tensors: dict[str, Tensor], values: list[dict[str, Any]]) -> None:
+    engine.updater.restore(tensors, values)
+
+
+# -- between processes ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Worker:
+    """A process as its driver knows it."""
+
+    process: BaseProcess
+    connection: Connection
+    tasks: slice
+
+    def ask(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        try:
+            _send(self.connection, (function, arguments))
+        except OSError:
+            raise self._lost() from None
+
+    def answer(self) -> Any:
+        try:
+            done, answer = _received(self.connection)
+        except (EOFError, OSError):
+            raise self._lost() from None
+        if done:
+            return answer
+        error, trace = answer
+        raise error from RuntimeError(f"in a worker process:\n{trace}")
+
+    def _lost(self) -> RunError:
+        self.process.join(timeout=1.0)
+        return RunError(
+            f"engine: the worker process of {_named(self.tasks)} ended (exit code {self.process.exitcode}); "
+            "if it was for want of memory, use fewer tasks or engine sequential."
+        )
+
+
+@dataclass(frozen=True)
+class _Values:
+    """A tensor on its way: torch itself would send a file descriptor for each, of which there are few."""
+
+    data: UInt8[np.ndarray, " bytes"]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def _send(connection: Connection, message: Any) -> None:
+    def packed(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        flat = leaf.detach().contiguous().reshape(-1)
+        return _Values(flat.view(torch.uint8).numpy(), leaf.dtype, tuple(leaf.shape))
+
+    connection.send(tree_map(packed, message))
+
+
+def _received(connection: Connection) -> Any:
+    def unpacked(leaf: Any) -> Any:
+        return torch.from_numpy(leaf.data).view(leaf.dtype).reshape(leaf.shape) if isinstance(leaf, _Values) else leaf
+
+    return tree_map(unpacked, connection.recv())
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """What is forked within inherits the block, so that no interrupt reaches it before it can see to that itself."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(workers: "list[_Worker]") -> None:
+    """Kills them: they have nothing to put in order, and may be in the middle of a long period."""
+    for worker in workers:
+        worker.process.kill()
+    while workers:
+        worker = workers.pop()
+        worker.process.join()
+        worker.process.close()
+        worker.connection.close()
+
+
+def _shared_stack(stack: TaskStack) -> TaskStack:
+    return dataclasses.replace(stack, params=_shared(stack.params), buffers=_shared(stack.buffers))
+
+
+def _shared(tensors: Params) -> Params:
+    """Copies in memory that forked processes share; it has no name or file, so it is gone when they are."""
+
+    def moved(value: Tensor) -> Tensor:
+        if not value.numel():
+            return value
+        memory = mmap.mmap(-1, value.numel() * value.element_size())
+        return torch.frombuffer(memory, dtype=value.dtype).view(value.shape).copy_(value.detach())
+
+    return {name: moved(value) for name, value in tensors.items()}
+
+
+def _joined(parts: Sequence[OptimizerState], shares: Sequence[slice]) -> OptimizerState:
+    """The optimizers of all shares, under the tasks' numbers among all."""
+    tensors = {
+        _renumbered(key, tasks.start): value
+        for (own, _), tasks in zip(parts, shares, strict=True)
+        for key, value in own.items()
+    }
+    return tensors, [value for _, values in parts for value in values]
+
+
+def _share_of(tensors: dict[str, Tensor], values: list[dict[str, Any]], tasks: slice) -> OptimizerState:
+    """Those of some tasks, under their numbers among these."""
+    mine = {f"{t}" for t in range(tasks.start, tasks.stop)}
+    own = {_renumbered(key, -tasks.start): v for key, v in tensors.items() if key.partition("/")[0] in mine}
+    return own, values[tasks]
+
+
+def _renumbered(key: str, by: int) -> str:
+    task, _, rest = key.partition("/")
+    return f"{int(task) + by}/{rest}"
+
+
+def _named(tasks: slice) -> str:
+    last = tasks.stop - 1
+    return f"task {last}" if last == tasks.start else f"tasks {tasks.start} to {last}"
+
+
+def _usable_cpus() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS does not tell
+        return os.cpu_count() or 1
+
+
+def _check(job: Job, processes: int | None) -> None:
+    if job.device.type != "cpu":
+        raise InputError(
+            f"engine: workers train on the CPU, and device is {job.device}; give device cpu, or engine auto."
+        )
+    if processes is not None and processes < 1:
+        raise InputError(f"engine: {processes} worker processes cannot train; give 1 or more.")
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise InputError("engine: workers are forked, which this system cannot do; give engine auto.")
+    if torch.accelerator.is_available():  # autograd then has threads, and a forked process may not go without them
+        raise InputError(
+            "engine: workers cannot be forked beside a GPU; hide it (CUDA_VISIBLE_DEVICES=), or give engine auto."
+        )
+    if multiprocessing.current_process().daemon:
+        raise InputError("engine: workers cannot start in a daemonic process, such as one of a Pool; give engine auto.")
