@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cells import CELLS, Cell, draw
@@ -34,16 +35,9 @@ from kinfold.comparing.table import markdown
 
 RECORDS = Path(__file__).with_name("records")
 OUR, REFERENCE = "distil", "ensemble"
-CONTROLS = (
-    "conventional",
-    "conventional-long",
-    "restarts",
-    "refit",
-    "all-rows-once",
-    "all-rows",
-    "all-rows-ema",
-    "all-rows-swa",
-)
+CONTROLS = ("conventional", "restarts", "refit", "all-rows-once", "all-rows")
+OTHERS = ("amto", "papa", "teach")
+MAIN = (*CONTROLS, OUR, REFERENCE)
 ABOUT = """Recipes
 (`recipes.json`) were tuned for the conventional control by validation rows of other seeds (of data sets without an
 official test part, these rows may be test rows here), and are the same for every arm. A data set's figure is the mean
@@ -63,22 +57,22 @@ class Grid:
 
     Args:
         records: what `arms_on_cells.py` wrote.
+        wanted: the arms; the seeds are those that every cell has all of these for.
         field: another field of the records instead.
+        scale: what to multiply it by.
     """
 
-    def __init__(self, records: Path, field: str = "value", scale: float = 100.0):
-        seeds = set.intersection(*({int(path.stem) for path in (records / name).glob("*.json")} for name in CELLS))
-        if not seeds:
-            raise SystemExit("records: there is no seed that every cell has; run arms_on_cells.py.")
-        read = {name: [files.read_json(records / name / f"{seed}.json") for seed in sorted(seeds)] for name in CELLS}
-        runs = [run for several in read.values() for run in several]
-        self.seeds = len(seeds)
-        self.arms = [arm for arm in runs[0] if all(arm in run for run in runs)]
-        left_out = sorted({arm for run in runs for arm in run} - set(self.arms))
-        if left_out and field == "value":
-            print(f"left out, since some cell or seed lacks them: {', '.join(left_out)}", file=sys.stderr)
+    def __init__(self, records: Path, wanted: Sequence[str], field: str = "value", scale: float = 100.0):
+        read: dict[str, dict[int, dict[str, Any]]] = {}
+        for name in CELLS:
+            runs = {int(path.stem): files.read_json(path) for path in (records / name).glob("*.json")}
+            read[name] = {seed: run for seed, run in runs.items() if all(arm in run for arm in wanted)}
+        common = sorted(set.intersection(*(set(runs) for runs in read.values())))
+        if not common:
+            raise SystemExit(f"records: no seed has {', '.join(wanted)} in every cell; run arms_on_cells.py.")
+        self.seeds, self.arms = len(common), list(wanted)
         self.cells = {
-            name: scale * np.array([[run[arm][field] for run in runs] for arm in self.arms], dtype=np.float64)
+            name: scale * np.array([[runs[seed][arm][field] for seed in common] for arm in wanted], dtype=np.float64)
             for name, runs in read.items()
         }
         self.sets = list(dict.fromkeys(cell.data for cell in CELLS.values()))
@@ -114,7 +108,7 @@ def regimes(grid: Grid, records: Path) -> str:
     ranks = dict(
         zip(singles, average_ranks(overall[:, [grid.arms.index(arm) for arm in singles]]).tolist(), strict=True)
     )
-    visits = Grid(records, "visits", 1.0).cells
+    visits = Grid(records, grid.arms, "visits", 1.0).cells
     unit = grid.arms.index("conventional")
     relative = np.mean([v.mean(1) / v.mean(1)[unit] for v in visits.values()], axis=0)
     rows = []
@@ -177,7 +171,7 @@ def by_cell(grid: Grid) -> str:
 
 def losses(grid: Grid, records: Path) -> str:
     """Training loss and generalization gap, in clean and in noisy cells."""
-    loss, trained = Grid(records, "train_loss", 1.0), Grid(records, "train_value")
+    loss, trained = Grid(records, grid.arms, "train_loss", 1.0), Grid(records, grid.arms, "train_value")
     groups = {"clean": lambda cell: not cell.noise, "noisy": lambda cell: cell.noise > 0}
     rows = []
     for a, arm in enumerate(grid.arms):
@@ -210,7 +204,7 @@ def sections(grid: Grid, records: Path) -> Sequence[str]:
     overall = np.stack([values.mean(1) for values in grid.by_set().values()])
     singles = [a for a, arm in enumerate(grid.arms) if arm != REFERENCE]
     test = friedman(overall[:, singles])
-    controls = [control for control in CONTROLS if control in grid.arms]
+    wider = Grid(records, (*MAIN, *OTHERS))
     return [
         "# Arms on cells: which way of spending a budget gives the best single model",
         provenance(),
@@ -219,17 +213,22 @@ def sections(grid: Grid, records: Path) -> Sequence[str]:
         regimes(grid, records),
         f"Friedman's test over data sets: p = {test.p:.2g}. ![Mean ranks](arms_on_cells.svg)",
         kept_of_ensemble(grid),
-        *(part for control in controls for part in (f"## Against {control}", against(grid, control))),
+        *(part for control in CONTROLS for part in (f"## Against {control}", against(grid, control))),
         ABOUT_P,
+        f"## With other rules, {wider.seeds} seeds",
+        regimes(wider, records),
+        *(against(wider, other) for other in OTHERS),
         "## Training loss and generalization gap",
-        losses(grid, records),
+        losses(wider, records),
         "## Every cell",
         by_cell(grid),
+        f"With the other rules, {wider.seeds} seeds:",
+        by_cell(wider),
     ]
 
 
 def main() -> None:
-    grid = Grid(args.records)
+    grid = Grid(args.records, MAIN)
     text = "\n\n".join(sections(grid, args.records)) + "\n"
     print(text)
     if args.out:
