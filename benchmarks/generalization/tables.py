@@ -199,6 +199,17 @@ def kept_of_ensemble(grid: Grid) -> str:
     )
 
 
+def scores(records: Path) -> str:
+    """Every record as CSV, one line for each cell, seed and arm."""
+    lines = ["cell,seed,arm,value,train_loss,train_value,visits,seconds,kept"]
+    for name in CELLS:
+        for path in sorted((records / name).glob("*.json"), key=lambda path: int(path.stem)):
+            for arm, run in files.read_json(path).items():
+                said = [run[key] for key in ("value", "train_loss", "train_value", "visits", "seconds", "kept")]
+                lines.append(",".join(map(str, [name, path.stem, arm, *said])))
+    return "\n".join(lines) + "\n"
+
+
 def sections(grid: Grid, records: Path) -> Sequence[str]:
     """The page, part by part."""
     overall = np.stack([values.mean(1) for values in grid.by_set().values()])
@@ -233,6 +244,7 @@ def main() -> None:
     print(text)
     if args.out:
         args.out.write_text(text)
+        args.out.with_suffix(".csv").write_text(scores(args.records))
         overall = np.stack([values.mean(1) for values in grid.by_set().values()])
         singles = [arm for arm in grid.arms if arm != REFERENCE]
         columns = [grid.arms.index(arm) for arm in singles]
