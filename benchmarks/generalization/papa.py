@@ -231,23 +231,21 @@ def gains(grid: Grid) -> str:
 
 
 def verdict(grid: Grid) -> str:
-    """Returns, arm by arm, which parts of the claim were seen."""
-    lines = []
-    for start, arm in grid.runs:
-        if arm == ALONE:
-            continue
-        found = {title: grid.gain(start, arm, what) for what, title in CLAIMED.items()}
-        seen = sum(judged(one) == "better" for one in found.values())
-        word = "seen" if seen == len(found) else "seen in part" if seen else "not seen"
-        parts = ", ".join(f"{title} {one.mean:+.2f} ({judged(one)})" for title, one in found.items())
-        lines.append(f"- {named(start, arm)}: **{word}**. {parts[0].upper()}{parts[1:]}.")
+    """Returns whether the claim was seen, in all and arm by arm."""
     p_values = corrected(grid)
     better = [one for one in p_values if judged(grid.gain(*one)) == "better"]
-    sure = sum(p_values[one] < 0.05 for one in better)
-    lines.append(
-        f"\nOf {len(p_values)} differences {len(better)} are better by themselves; {sure} of them still are, at the 5 % "
-        "level, by Holm's correction for\nhaving looked at so many."
+    sure = [f"{named(start, arm)}: {CLAIMED[what]}" for start, arm, what in better if p_values[start, arm, what] < 0.05]
+    whole = (
+        f"**{'Seen with ' + '; '.join(sure) if sure else 'Not shown at this size'}.** Of {len(p_values)} differences "
+        f"{len(better)} are better by themselves, and {len(sure)} at the 5 %\nlevel with Holm's correction for having "
+        "looked at so many. Arm by arm, uncorrected:\n"
     )
+    lines = [whole]
+    for start, arm in grid.runs:
+        if arm != ALONE:
+            found = {title: grid.gain(start, arm, what) for what, title in CLAIMED.items()}
+            parts = [f"{title} {one.mean:+.2f} ({judged(one)})" for title, one in found.items()]
+            lines.append(f"- {named(start, arm)}: {', '.join(parts)}.")
     return "\n".join(lines)
 
 
