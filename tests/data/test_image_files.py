@@ -83,7 +83,7 @@ def test_a_folder_trains_by_its_path_alone(photos, engine):
 
 def test_the_command_line_trains_evaluates_and_predicts(photos, cli):
     model = "{name: mlp, hidden: [8]}"
-    status, _, err = cli("train", "photos", "--model", model, "--tasks", 2, "--epochs", 3, "--out", "run")
+    status, _, err = cli("train", "photos", "--model", model, "--tasks", 2, "--epochs", 10, "--out", "run")
     assert status == 0, err
     assert cli("evaluate", "run", "photos", "--json")[0] == 0
     flat = [save(photos.parent / "new" / f"{seed}.png", noise(12, 9, seed=seed)) for seed in range(3)]
