@@ -228,9 +228,8 @@ def _student(
         listen({"event": "note", "period": progress.period + 1, "message": lesson.note})
     visits = engine.visits() // progress.period * (remaining.epochs - progress.period)
     epochs = epochs_within(visits, int(unsealed.sum()), job.batch_size)
-    trackers = sum(candidate.tracker(1) is not None for candidate in remaining.candidates)
     return train_student(
-        replace(job, methods=job.methods[: len(job.methods) - trackers]),
+        job,
         unsealed,
         epochs=epochs,
         scheduler=remaining.scheduler(epochs),
