@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kinfold.data.base import TensorInputs
-from kinfold.engines import Engine, Job
+from kinfold.engines import Engine, Job, local, recording
 from kinfold.run import Progress, run
 from kinfold.tasks.objective import make_objective
 from kinfold.transfer import Nothing, Rule
@@ -56,6 +56,13 @@ def make_job(tasks: int = 3, regression: bool = False, sizes: tuple[int, ...] | 
         precision="float64",
     )
     return dataclasses.replace(job, **changes)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are recorded from the first on; and although, under test, checking types draws from Python's generator."""
+    monkeypatch.setattr(local, "_UNRECORDED", 0)
+    monkeypatch.setattr(recording, "_python_state", lambda: None)
 
 
 @dataclass

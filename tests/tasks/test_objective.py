@@ -8,7 +8,7 @@ from torch import nn
 
 from kinfold.errors import InputError
 from kinfold.methods import Batch
-from kinfold.tasks.objective import Metric, Objective, accuracy, make_objective, r2, resolve_metric
+from kinfold.tasks.objective import ClassCrossEntropy, Metric, Objective, accuracy, make_objective, r2, resolve_metric
 
 CPU = torch.device("cpu")
 
@@ -163,3 +163,33 @@ def test_other_metrics():
         resolve_metric(3, "classification")
     with pytest.raises(InputError, match="does not say whether higher is better"):
         resolve_metric(torchmetrics.MeanMetric(), "regression")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_plain_cross_entropy_is_torchs_in_fewer_operations(dtype: torch.dtype) -> None:
+    draws = torch.Generator().manual_seed(0)
+    outputs = 30 * torch.randn(7, 4, dtype=dtype, generator=draws)
+    targets = torch.tensor([0, 1, 2, 3, 3, 3, 0])
+    objective = make_objective("classification", 4, nn.CrossEntropyLoss(), None, torch.device("cpu"), dtype)
+    assert type(objective.loss) is ClassCrossEntropy
+    assert type(objective.score_loss) is nn.CrossEntropyLoss
+    ours, theirs = outputs.clone().requires_grad_(), outputs.clone().requires_grad_()
+    values = objective.loss(ours, targets), nn.CrossEntropyLoss()(theirs, targets)
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v, x in zip(values, (ours, theirs), strict=True)))
+    probabilities = torch.softmax(outputs.flip(0), 1)
+    torch.testing.assert_close(objective.loss(outputs, probabilities), nn.CrossEntropyLoss()(outputs, probabilities))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(weight=torch.ones(4)),
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        nn.CrossEntropyLoss(ignore_index=2),
+        nn.CrossEntropyLoss(reduction="sum"),
+    ],
+)
+def test_another_cross_entropy_is_left_as_it_is(loss: nn.Module) -> None:
+    objective = make_objective("classification", 4, loss, None, torch.device("cpu"), torch.float32)
+    assert type(objective.loss) is nn.CrossEntropyLoss

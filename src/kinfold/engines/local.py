@@ -6,9 +6,11 @@ Legend: T tasks, k some of them, N rows, m rows asked for, B batch, C classes or
 import abc
 import dataclasses
 import hashlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -21,6 +23,7 @@ from kinfold import random
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.lift import Lift, detached
 from kinfold.engines.moves import blended, donors_of, layers_of, moved, pulled
+from kinfold.engines.recording import Gradients, recorder_of
 from kinfold.errors import InputError, RunError
 from kinfold.methods.base import (
     Batch,
@@ -35,7 +38,7 @@ from kinfold.methods.base import (
 )
 from kinfold.selection.better import better
 from kinfold.tasks.order import Segment, row_orders, steps_in
-from kinfold.tasks.state import TaskStack, build_starts, export_module, forward, materialise, stack_models
+from kinfold.tasks.state import Some, TaskStack, build_starts, export_module, forward, materialise, stack_models
 from kinfold.tasks.update import MakeScheduler, Updater, clip_rows
 from kinfold.transfer.base import Outcome, Plan
 from kinfold.transfer.changes import Elastic, Mix, Restart, Teach, Tune
@@ -44,6 +47,7 @@ LossOfOne: TypeAlias = Callable[[Params], tuple[Tensor, Params]]
 """From one task's parameters to (its loss, its buffers after the pass)."""
 
 _DRAWING = ("batch", "loss", "gradients")  # the stages that get a key in every step
+_UNRECORDED = 32  # first steps of a task: to record one takes as long as a hundred small ones, and a run may be short
 _RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets all take part
 
 
@@ -79,6 +83,11 @@ class LocalEngine(Engine):
         self.layers = layers_of(self.stack.params, self.stack.buffers)
         self._keys = torch.stack([random.key(job.seed, "method", first + t) for t in range(job.tasks)]).to(self.device)
         self._stages = {stage: any(overrides(m, stage) for m in job.methods) for stage in _DRAWING}
+        self._before_step, self._after_step = (
+            [i for i, method in enumerate(job.methods) if overrides(method, stage)]
+            for stage in ("before_step", "after_step")
+        )
+        self._recorder = recorder_of(job, self.stack.module, self._eager)
         self._reached: frozenset[str] | None = None
         self._visits = 0
         self._accumulated: dict[int, tuple[Params, int]] = {}
@@ -96,6 +105,24 @@ class LocalEngine(Engine):
         """Which tasks go through a segment together; one lane after another."""
 
     @abc.abstractmethod
+    def _eager(
+        self,
+        params: Params,
+        frozen: Params,
+        buffers: Params,
+        batch: Batch,
+        states: list[State],
+        keys: Int64[Tensor, " *k"],
+    ) -> Gradients:
+        """Returns (losses, gradients, buffers after the pass) as the engine finds them; this is what is recorded."""
+
+    @abc.abstractmethod
+    def _recorded(
+        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"], record: bool
+    ) -> Gradients:
+        """Returns what `_eager` gives for k tasks, by a recording of it if there may be one."""
+
+    @abc.abstractmethod
     def _differentiated(self, loss: LossOfOne, at: Params) -> tuple[Tensor, Params, Params]:
         """Returns (loss, gradients, buffers after the pass) of one task, in a form that `lift` can take."""
 
@@ -106,23 +133,26 @@ class LocalEngine(Engine):
         lengths, padded = self._period_rows(segment.period)
         keys, drawing = random.fold_in(self._keys, segment.period), any(self._stages.values())
         self.stack.module.train()
+        self._recorder.refresh()
         total = torch.zeros(job.tasks, dtype=torch.float64, device=self.device)
-        count = torch.zeros(job.tasks, dtype=torch.float64)
-        indices: dict[tuple[int, ...], Tensor] = {}  # made once: on a GPU, a tensor made on the host is a wait
+        counts = torch.zeros(job.tasks, dtype=torch.float64)
         for lane in self._lanes():
             seeds = (job.seed, "forward", segment.period, segment.first, self._first + lane[0])
             with random.seeded(self.device, *seeds):
-                for tasks, step, update in _steps(lane, lengths, job.batch_size, job.accumulate, segment):
-                    if tuple(tasks) not in indices:
-                        indices[tuple(tasks)] = torch.tensor(tasks, device=self.device)
-                    which = indices[tuple(tasks)]
-                    start = step * job.batch_size
-                    index = padded[which, start : min(start + job.batch_size, lengths[tasks[0]])]
-                    key = random.fold_in(keys[which], step) if drawing else keys[which]
-                    total[which] += self._step(tasks, which, index, key, update)
-                    count[tasks] += 1
-                    self._visits += index.numel()
-        return total.cpu() / count.clamp_min(1)
+                for group in _groups(lane, lengths, job.batch_size, job.accumulate, segment):
+                    some = Some(group.tasks, self.stack)
+                    rows, own = some.of(padded), some.of(keys)
+                    before = (segment.period - 1) * group.end  # and not what this process did: it may go on a run
+                    losses = some.of(total).clone()
+                    for step in range(group.first, group.last):
+                        index = rows[:, step * job.batch_size : step * job.batch_size + group.size]
+                        key = random.fold_in(own, step) if drawing else own
+                        record = before + step >= _UNRECORDED
+                        losses += self._step(some, index, key, group.updates(step), record)
+                    some.write({"total": total}, {"total": losses})
+                    counts[group.tasks] += group.last - group.first
+                    self._visits += (group.last - group.first) * group.size * len(group.tasks)
+        return total.cpu() / counts.clamp_min(1)
 
     def steps(self, period: int) -> Int64[Tensor, " T"]:
         lengths, _ = self._period_rows(period)
@@ -154,46 +184,29 @@ class LocalEngine(Engine):
         return orders
 
     def _step(
-        self,
-        tasks: list[int],
-        which: Int64[Tensor, " k"],
-        index: Int64[Tensor, "k B"],
-        keys: Int64[Tensor, " k"],
-        update: bool,
+        self, some: Some, index: Int64[Tensor, "k B"], keys: Int64[Tensor, " k"], update: bool, record: bool
     ) -> Float[Tensor, " k"]:
-        """One step of k tasks, on the host and (`which`) on the device: reading them back would wait for it."""
-        everyone = len(tasks) == self.job.tasks
-        stack = self.stack if everyone else self._rows(tasks, which)
-        states = list(self.states) if everyone else [{n: v[which] for n, v in s.items()} for s in self.states]
-        batch = self._batch(which, index)
-        losses, grads, buffers = self._value_and_grads(stack, batch, states, keys)
-        for name, value in self.stack.buffers.items():
-            value[which] = buffers[name]
-        mean = self._accumulate(tasks, grads, update)
+        """One step of k tasks; returns their losses."""
+        states = [{name: some.of(value) for name, value in state.items()} for state in self.states]
+        batch = self._batch(some.which, index)
+        losses, grads, buffers = self._value_and_grads(some.stack(), batch, states, keys, record)
+        some.write(self.stack.buffers, buffers)
+        mean = self._accumulate(some.tasks, grads, update)
         if mean is not None:
             if self.job.clip_norm is not None:
                 mean = clip_rows(mean, self.job.clip_norm)
-            for i, method in enumerate(self.job.methods):
-                if overrides(method, "before_step"):
-                    # A copy: the optimizer moves the parameters in place, and what a method keeps of them may not move.
-                    now = {name: value[which] for name, value in self.stack.params.items()}
-                    mean, states[i] = self.lift(method.before_step)(now, mean, states[i])
-            self.updater.step(mean, None if everyone else tasks)
-            for i, method in enumerate(self.job.methods):
-                if overrides(method, "after_step"):
-                    now = {name: value[which] for name, value in self.stack.params.items()}
-                    params, states[i] = self.lift(method.after_step)(now, states[i])
-                    self._write(self.stack.params, params, which)
-            for mine, new in zip(self.states, states, strict=True):
-                if mine is not new:
-                    self._write(mine, new, which)
-        return losses.detach()
-
-    def _rows(self, tasks: list[int], which: Int64[Tensor, " k"]) -> TaskStack:
-        """Some tasks' rows to read; a single one's are views, since a frozen backbone is dear to copy at every step."""
-        if len(tasks) > 1:
-            return self.stack.take(which)
-        return self.stack.rows(slice(tasks[0], tasks[0] + 1))
+            for i in self._before_step:
+                # A copy: the optimizer moves the parameters in place, and what a method keeps of them may not move.
+                now = {name: some.copy(value) for name, value in self.stack.params.items()}
+                mean, states[i] = self.lift(self.job.methods[i].before_step)(now, mean, states[i])
+            self.updater.step(mean, None if some.everyone else some.tasks)
+            for i in self._after_step:
+                now = {name: some.copy(value) for name, value in self.stack.params.items()}
+                params, states[i] = self.lift(self.job.methods[i].after_step)(now, states[i])
+                some.write(self.stack.params, params)
+            for i in sorted({*self._before_step, *self._after_step}):
+                some.write(self.states[i], states[i])
+        return losses
 
     def _accumulate(self, tasks: list[int], grads: Params, update: bool) -> Params | None:
         """Returns the mean gradient when the optimizer is to step, else None."""
@@ -224,14 +237,26 @@ class LocalEngine(Engine):
         return batch._replace(y=torch.where(shown, batch.y, 0), labelled=labelled.to(self.dtype))
 
     def _value_and_grads(
-        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"]
-    ) -> tuple[Float[Tensor, " k"], Params, Params]:
+        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"], record: bool
+    ) -> Gradients:
         """Returns (losses, gradients, buffers after the pass) of k tasks."""
-        losses, grads, buffers = self.lift(self._of_one)(stack.params, stack.frozen, stack.buffers, batch, states, keys)
+        losses, grads, buffers = self._recorded(stack, batch, states, keys, record)
         if self._stages["gradients"]:  # a method may give zeros where a plain loop has no gradient at all
             reached = self._reached_by_loss(stack, batch, states, keys)
             grads = {name: grad for name, grad in grads.items() if name in reached}
-        return losses.detach(), grads, detached(buffers)
+        return losses, grads, buffers
+
+    def _lifted(
+        self,
+        params: Params,
+        frozen: Params,
+        buffers: Params,
+        batch: Batch,
+        states: list[State],
+        keys: Int64[Tensor, " k"],
+    ) -> Gradients:
+        losses, grads, after = self.lift(self._of_one)(params, frozen, buffers, batch, states, keys)
+        return losses.detach(), grads, detached(after)
 
     def _reached_by_loss(
         self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"]
@@ -293,8 +318,7 @@ class LocalEngine(Engine):
         for i, (method, state) in enumerate(zip(methods, states, strict=True)):
             if overrides(method, "batch"):
                 batch = method.batch(batch, state, random.fold_in(key, 3 * i))
-        temperature = 1.0 if self.lesson is None else self.lesson.temperature
-        inner: Inner = partial(self.job.objective.training_loss, temperature=temperature)
+        inner: Inner = partial(self.job.objective.training_loss, temperature=self._temperature())
         for i, (method, state) in reversed(list(enumerate(zip(methods, states, strict=True)))):
             if overrides(method, "loss"):
                 inner = partial(_wrapped, method, inner, state, random.fold_in(key, 3 * i + 1))
@@ -607,6 +631,10 @@ class LocalEngine(Engine):
         self._partly_labelled = bool(lesson.unlabelled.any())
         self._rows_of = None  # the lesson has a say in which rows are visited
 
+    def _temperature(self) -> float:
+        """What the lesson's targets were softened by: the one thing besides tensors that a step depends on."""
+        return 1.0 if self.lesson is None else self.lesson.temperature
+
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16")
 
@@ -645,7 +673,7 @@ class LocalEngine(Engine):
             batch = self._batch(torch.arange(self.job.tasks, device=self.device), index)
             self.stack.module.train()
             with random.seeded(self.device, self.job.seed, "probe"):
-                _, grads, _ = self._value_and_grads(self.stack, batch, self.states, self._keys)
+                _, grads, _ = self._value_and_grads(self.stack, batch, self.states, self._keys, record=False)
             params, score = self.stack.clone().params, torch.zeros(self.job.tasks, 2, dtype=self.dtype)
             for method, state in zip(self.job.methods, self.states, strict=True):
                 grads, state = self.lift(method.before_step)(params, grads, state)
@@ -661,24 +689,53 @@ def start_stack(job: Job, generation: int = 0) -> TaskStack:
     return stack_models(starts, job.device, job.dtype)
 
 
-def _steps(
-    lane: list[int], lengths: Sequence[int], batch_size: int, accumulate: int, segment: Segment
-) -> Iterator[tuple[list[int], int, bool]]:
-    """Yields (tasks of the lane that take a step with batches of one size, step number, whether to update), in order.
+@dataclass(frozen=True)
+class _Group:
+    """Tasks that step together over a stretch of a period.
 
-    The optimizer steps after `accumulate` batches, or fewer at a task's end of the period. Tasks that go together
-    also step together, so they stay the same from one update to the next.
+    Attributes:
+        tasks: k of them.
+        size: rows in each batch.
+        first: first step.
+        last: step before which the stretch ends.
+        end: steps that the tasks take in the period, where the stretch reaches that.
+        accumulate: batches whose mean gradient makes one optimizer step.
+    """
+
+    tasks: list[int]
+    size: int
+    first: int
+    last: int
+    end: int
+    accumulate: int
+
+    def updates(self, step: int) -> bool:
+        """Whether the optimizer steps after this batch: the last of `accumulate`, or of the period."""
+        return (step + 1) % self.accumulate == 0 or step + 1 == self.end
+
+
+def _groups(
+    lane: list[int], lengths: Sequence[int], batch_size: int, accumulate: int, segment: Segment
+) -> Iterator[_Group]:
+    """Yields the stretches of a segment in which the same tasks of a lane step together, in order.
+
+    Batches of one group are of one size. Tasks that go together also step together, so they stay the same from one
+    update to the next.
     """
     counts = {t: steps_in(lengths[t], batch_size) for t in lane}
     most = max(counts.values())
-    for step in range(segment.first, most if segment.last is None else min(segment.last, most)):
-        full = (step // accumulate + 1) * accumulate
+    first, last = segment.first, most if segment.last is None else min(segment.last, most)
+    # Where tasks part: at the end of each one's period, and where its last, shorter accumulation begins.
+    ends = {*counts.values(), *(count - count % accumulate for count in counts.values())}
+    places = sorted({first, last, *(place for place in ends if first < place < last)})
+    for begin, end in itertools.pairwise(places):
+        full = (begin // accumulate + 1) * accumulate
         kinds: dict[tuple[int, int], list[int]] = {}
         for t in lane:
-            if step < counts[t]:
+            if begin < counts[t]:
                 kinds.setdefault((min(batch_size, lengths[t]), min(full, counts[t])), []).append(t)
-        for (_, end), tasks in kinds.items():
-            yield tasks, step, step + 1 == end
+        for (size, _), tasks in kinds.items():
+            yield _Group(tasks, size, begin, end, min(counts[t] for t in tasks), accumulate)
 
 
 def _around(

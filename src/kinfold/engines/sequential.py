@@ -3,11 +3,12 @@
 from typing import final
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from kinfold.engines.lift import Lift, looped
 from kinfold.engines.local import LocalEngine, LossOfOne
+from kinfold.engines.recording import Gradients
 from kinfold.methods.base import Batch, Params, State
 from kinfold.tasks.state import TaskStack
 
@@ -26,18 +27,31 @@ class Sequential(LocalEngine):
     def _lanes(self) -> list[list[int]]:
         return [[t] for t in range(self.job.tasks)]
 
-    def _value_and_grads(
-        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"]
-    ) -> tuple[Float[Tensor, " k"], Params, Params]:
-        if stack.tasks > 1 or self._stages["gradients"]:
-            return super()._value_and_grads(stack, batch, states, keys)
+    def _recorded(
+        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"], record: bool
+    ) -> Gradients:
+        if stack.tasks > 1:
+            return self._lifted(stack.params, stack.frozen, stack.buffers, batch, states, keys)
         # A lane's one task, without the loop's taking apart and putting together, which cost as much as a small step.
-        one = [_first(part) for part in (stack.params, stack.frozen, stack.buffers)]
-        loss, grads, buffers = self._differentiated(
-            lambda params: self._loss_of_one(params, one[1], one[2], batch.first(), list(map(_first, states)), keys[0]),
-            one[0],
-        )
-        return loss[None], {n: g[None] for n, g in grads.items()}, {n: b[None] for n, b in buffers.items()}
+        params, frozen, buffers = map(_first, (stack.params, stack.frozen, stack.buffers))
+        own = [_first(state) for state in states]
+        temperature = self._temperature()
+        losses, grads, after = self._recorder(params, frozen, buffers, batch.first(), own, keys[0], temperature, record)
+        return losses[None], {n: g[None] for n, g in grads.items()}, {n: b[None] for n, b in after.items()}
+
+    def _eager(
+        self,
+        params: Params,
+        frozen: Params,
+        buffers: Params,
+        batch: Batch,
+        states: list[State],
+        keys: Int64[Tensor, ""],
+    ) -> Gradients:
+        if self._stages["gradients"]:
+            value, grads, after = self._of_one(params, frozen, buffers, batch, states, keys)
+            return value.detach(), grads, after
+        return self._differentiated(lambda at: self._loss_of_one(at, frozen, buffers, batch, states, keys), params)
 
     def _differentiated(self, loss: LossOfOne, at: Params) -> tuple[Tensor, Params, Params]:
         leaves = {name: value.detach().requires_grad_() for name, value in at.items()}

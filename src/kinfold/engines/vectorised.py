@@ -7,11 +7,12 @@ long again as fast as lifting the gradient (`vmap(grad(…))`).
 from typing import final
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
-from kinfold.engines.lift import Lift, detached, stacked
+from kinfold.engines.lift import Lift, stacked
 from kinfold.engines.local import LocalEngine, LossOfOne
+from kinfold.engines.recording import Gradients
 from kinfold.methods.base import Batch, Params, State
 from kinfold.tasks.state import TaskStack
 
@@ -30,16 +31,29 @@ class Vectorised(LocalEngine):
     def _lanes(self) -> list[list[int]]:
         return [list(range(self.job.tasks))]
 
-    def _value_and_grads(
-        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"]
-    ) -> tuple[Float[Tensor, " k"], Params, Params]:
+    def _recorded(
+        self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"], record: bool
+    ) -> Gradients:
+        return self._recorder(
+            stack.params, stack.frozen, stack.buffers, batch, states, keys, self._temperature(), record
+        )
+
+    def _eager(
+        self,
+        params: Params,
+        frozen: Params,
+        buffers: Params,
+        batch: Batch,
+        states: list[State],
+        keys: Int64[Tensor, " k"],
+    ) -> Gradients:
         if self._stages["gradients"]:
-            return super()._value_and_grads(stack, batch, states, keys)
-        leaves = {name: value.detach().requires_grad_() for name, value in stack.params.items()}
-        losses, buffers = stacked(self._loss_of_one)(leaves, stack.frozen, stack.buffers, batch, states, keys)
+            return self._lifted(params, frozen, buffers, batch, states, keys)
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        losses, after = stacked(self._loss_of_one)(leaves, frozen, buffers, batch, states, keys)
         found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         grads = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
-        return losses.detach(), grads, detached(buffers)
+        return losses.detach(), grads, {name: value.detach() for name, value in after.items()}
 
     def _differentiated(self, loss: LossOfOne, at: Params) -> tuple[Tensor, Params, Params]:
         grads, (value, buffers) = torch.func.grad_and_value(loss, has_aux=True)(at)

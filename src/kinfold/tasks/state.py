@@ -8,9 +8,10 @@ device and precision are settled before stacking.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -73,6 +74,44 @@ class TaskStack:
             self.frozen,
             {name: value.clone() for name, value in self.buffers.items()},
         )
+
+
+@final
+class Some:
+    """k of a stack's T tasks, whose rows are read and written; neighbours without a copy.
+
+    Args:
+        tasks: which, in order.
+        stack: the models of all; their tensors stay where they are.
+    """
+
+    def __init__(self, tasks: list[int], stack: TaskStack):
+        self.tasks = tasks
+        self.everyone = len(tasks) == stack.tasks
+        device = next(iter(stack.params.values())).device
+        self.which: Int64[Tensor, " k"] = torch.tensor(tasks, device=device)
+        side_by_side = tasks == list(range(tasks[0], tasks[-1] + 1))
+        self._rows: slice | Tensor = slice(tasks[0], tasks[-1] + 1) if side_by_side else self.which
+        self._whole = stack
+        self._views = stack if self.everyone else stack.rows(self._rows) if isinstance(self._rows, slice) else None
+
+    def stack(self) -> TaskStack:
+        """Returns their models, to be read: a frozen backbone is dear to copy at every step."""
+        return self._whole.take(self.which) if self._views is None else self._views
+
+    def of(self, value: Shaped[Tensor, "T *shape"]) -> Shaped[Tensor, "k *shape"]:
+        """Returns their rows, to be read."""
+        return value if self.everyone else value[self._rows]
+
+    def copy(self, value: Shaped[Tensor, "T *shape"]) -> Shaped[Tensor, "k *shape"]:
+        """Returns a copy of their rows."""
+        return value[self.which] if self._views is None else self.of(value).clone()
+
+    def write(self, mine: Params, new: Params) -> None:
+        """Writes their rows [k, …] in place, of whichever names there are new ones."""
+        with torch.no_grad():
+            for name, value in new.items():
+                mine[name][self._rows] = value
 
 
 def build_starts(

@@ -92,6 +92,12 @@ ELEMENTWISE: frozenset[type[Optimizer]] = frozenset(
 )
 """Optimizers whose step on a stack is the steps on its rows. Others (Adafactor) silently couple stacked tasks."""
 
+ONE_KERNEL: frozenset[type[Optimizer]] = frozenset({torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW})
+"""Those of them that torch can run as one kernel, which reads and writes every number once."""
+
+_KERNELS = ("foreach", "fused")
+"""Options that choose between forms of the same step."""
+
 _COUNTERS = frozenset({"step", "mu_product", "eta", "mu"})
 """Optimizer state that is one number for the whole parameter, even where that is itself one number."""
 
@@ -143,7 +149,7 @@ class Updater:
         if self.fused:
             if tasks is None:
                 for name, parameter in self._stacks.items():
-                    parameter.grad = grads.get(name)
+                    parameter.grad = _laid_out_as(parameter, grads.get(name))
                 self._optimizers[0].step()
                 return
             self.unfuse()
@@ -262,7 +268,8 @@ class Updater:
                         tensors[f"{t}/{name}/{slot}"] = (value[t] if per_task else value).detach().clone()
                     else:
                         plain[f"{name}/{slot}"] = value
-            groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            hidden = ("params", *_KERNELS)
+            groups = [{k: v for k, v in group.items() if k not in hidden} for group in optimizer.param_groups]
             scheduler = self._schedulers[0 if self.fused else t].state_dict() if self._schedulers else None
             values = {"slots": plain, "groups": groups, "scheduler": scheduler, "fused": self.fused}
             others.append(copy.deepcopy(values))
@@ -346,10 +353,17 @@ class Updater:
         # Adagrad fills its state by an argument of its own, not by the groups' options.
         accepted = inspect.signature(fused).parameters
         defaults = {name: value for name, value in first.defaults.items() if name in accepted}
+        one_kernel = fused in ONE_KERNEL and not any(
+            options.get(name) for options in _options(first) for name in _KERNELS
+        )
         self._optimizers = [
             fused(
                 [
-                    {**options, "params": [self._stacks[name] for name in names]}
+                    {
+                        **options,
+                        **({"fused": True} if one_kernel else {}),
+                        "params": [self._stacks[name] for name in names],
+                    }
                     for options, names in zip(_options(first), groups, strict=True)
                 ],
                 **defaults,
@@ -366,6 +380,13 @@ class Updater:
             self._schedulers = [] if make is None else [make(optimizer) for optimizer in self._optimizers]
         except (TypeError, ValueError) as error:
             raise InputError(f"scheduler: it cannot be made ({one_line(error)}).") from error
+
+
+def _laid_out_as(parameter: Tensor, grad: Tensor | None) -> Tensor | None:
+    """Returns a gradient that lies in memory as the parameter does: moments begin as its copies, and stay so."""
+    if grad is None or grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
 
 
 def _is_number(value: object) -> bool:
