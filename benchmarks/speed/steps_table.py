@@ -23,7 +23,8 @@ one data set in memory; cross-entropy, SGD (lr {RATE}, momentum {MOMENTUM}), {CL
 cell take turns in one process, beginning with another one every time. Figures are medians over the turns with
 quartiles; ratios are medians over turns of the ratio within one, above 1 where the contestant is faster; the best peer
 of a cell is in bold. Threads wait as PyTorch's do by default, by spinning, which suits plain loops best while nothing
-else runs. An engine's time has all that its `train` does, the drawing of each period's order included; peers have their batches' rows drawn beforehand.
+else runs. An engine's time has all that its `train` does, the drawing of each period's order included; peers have their
+batches' rows drawn beforehand.
 
 *loop*: plain PyTorch, T modules with an optimizer each, one after another, all threads. *processes*: the same in one
 process for each CPU, one thread each. *jax*: `vmap` and `jit` of the step, blocks of up to 16 steps by `lax.scan`,

@@ -1,32 +1,69 @@
-"""Checkpoints: one safetensors file a period, whole or absent; the last few are kept."""
+"""Checkpoints: one safetensors file a period, whole or absent; the last few are kept.
 
-from dataclasses import dataclass
+A checkpoint is copied when it is asked for, and serialised, flushed to the disk and renamed into place beside what
+goes on meanwhile. One is written at a time. Where periods are short, not every one is worth a checkpoint: see `due`.
+"""
+
+import contextlib
+import math
+import threading
+import time
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, final
 
 from torch import Tensor
 
-from kinfold.errors import InputError
-from kinfold.files import read_tensors, write_tensors
+from kinfold.errors import InputError, RunError
+from kinfold.files import own_copies, read_tensors, write_own_tensors
+
+_REST = 20
+"""How many times as long as writing a checkpoint took no further one is due."""
 
 
-@dataclass(frozen=True)
-class Checkpoints:
-    """The checkpoints of one run.
+@final
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
+    """The checkpoints of one run. Leaving its context waits until what was handed over is written.
 
-    Attributes:
+    Args:
         folder: where they lie.
         keep: how many of the latest stay.
+
+    Raises:
+        RunError: on leaving the context without another error, and by `due` and `save`: the last checkpoint could
+            not be written.
     """
 
-    folder: Path
-    keep: int = 2
+    def __init__(self, folder: Path, keep: int = 2):
+        self._folder, self._keep = folder, keep
+        self._writer: threading.Thread | None = None
+        self._failed: RunError | None = None
+        self._began, self._seconds = -math.inf, 0.0
+
+    def due(self) -> bool:
+        """Returns whether it is time for another checkpoint.
+
+        It is, unless the last one is still being written, or began less than 20 times as long ago as writing it took.
+        So writing takes no more than a twentieth of one processor's time, and a kill costs no more than that many
+        times what a checkpoint does.
+        """
+        if self._writer is not None and self._writer.is_alive():
+            return False
+        self._wait()
+        return time.perf_counter() - self._began >= _REST * self._seconds
 
     def save(self, period: int, tensors: dict[str, Tensor], values: Any) -> None:
-        """Writes the state after `period`; then removes what is older than the `keep` latest."""
-        write_tensors(self._path(period), tensors, values)
-        for old in self._all()[: -self.keep]:
-            old.unlink(missing_ok=True)
+        """Writes the state after `period`, beside what goes on; then removes what is older than the `keep` latest.
+
+        Tensors are copied before it returns; `values` must not be changed afterwards. Where the last checkpoint is
+        still being written, it waits for that.
+        """
+        self._wait()
+        self._began = time.perf_counter()
+        copies = own_copies(tensors)
+        # A thread for each, and none that idles: workers may be forked between two checkpoints.
+        self._writer = threading.Thread(target=self._write, args=(period, copies, values), name="checkpoint")
+        self._writer.start()
 
     def latest(self) -> tuple[dict[str, Tensor], Any] | None:
         """Returns (tensors, values) of the latest checkpoint that can be read, or None where there is none.
@@ -44,8 +81,34 @@ class Checkpoints:
             raise problem
         return None
 
-    def _path(self, period: int) -> Path:
-        return self.folder / f"period-{period:06d}.safetensors"
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._wait()
+        except RunError:
+            if kind is None:  # else the run has ended by what came first
+                raise
+
+    def _write(self, period: int, tensors: dict[str, Tensor], values: Any) -> None:
+        path = self._folder / f"period-{period:06d}.safetensors"
+        try:
+            write_own_tensors(path, tensors, values)
+            for old in self._all()[: -self._keep]:
+                old.unlink(missing_ok=True)
+        except Exception as error:  # a thread that raises is heard of by nobody
+            why = " ".join(str(error.strerror if isinstance(error, OSError) else error).split())
+            self._failed = RunError(f"checkpoint: {path} cannot be written ({why}); make room, and resume the run.")
+            self._failed.__cause__ = error
+        self._seconds = time.perf_counter() - self._began
+
+    def _wait(self) -> None:
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("period-*.safetensors"))
+        return sorted(self._folder.glob("period-*.safetensors"))

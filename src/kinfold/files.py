@@ -119,11 +119,20 @@ def read_yaml(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
     """Writes tensors as safetensors, with `about` as JSON in the file's own header."""
-    # Each gets memory of its own: safetensors refuses tensors that share theirs.
-    whole = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    write_own_tensors(path, own_copies(tensors), about)
+
+
+def own_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns copies on the CPU, each with memory of its own: safetensors refuses tensors that share theirs."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
     }
-    write_bytes(path, save_bytes(whole, {"about": json.dumps(about)}))
+
+
+def write_own_tensors(path: Path, tensors: dict[str, Tensor], about: Any = None) -> None:
+    """Writes tensors that `own_copies` made (see `write_tensors`)."""
+    write_bytes(path, save_bytes(tensors, {"about": json.dumps(about)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:

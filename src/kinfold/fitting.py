@@ -183,7 +183,7 @@ def carry_out(
     if job.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.device)
     started, note = choose_engine(engine if saved is None else saved[1]["engine_name"], job)
-    with contextlib.closing(started):
+    with contextlib.closing(started), contextlib.nullcontext() if checkpoints is None else checkpoints:
         told = assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]
         if saved is None:
             progress = Progress.start(job, remaining.rule, prepared.fingerprint)

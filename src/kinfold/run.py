@@ -93,7 +93,7 @@ class Progress:
         self.stale = torch.zeros_like(self.stale)
 
     def save(self, engine: Engine, checkpoints: Checkpoints) -> None:
-        """Writes a checkpoint."""
+        """Has a checkpoint written."""
         tensors, values = engine.state()
         tensors = {f"engine/{name}": value for name, value in tensors.items()}
         tensors |= {f"rule/{name}": value for name, value in self.rule.items()}
@@ -152,7 +152,7 @@ def run(
         patience: periods without improvement, or None to run to the cap.
         unsealed: [N] rows that may be used.
         listen: is told of every period and transfer.
-        checkpoints: where to write the state after each period, or None.
+        checkpoints: where to write the state after a period, where one is due, and after the last; None for nowhere.
         cap: what listeners are told of as the cap, where these epochs are those of a first stage.
 
     Returns:
@@ -194,7 +194,7 @@ def run(
         applied = time.perf_counter()
         progress.transfer_seconds += applied - told
         progress.wall_seconds += applied - began
-        if checkpoints is not None:
+        if checkpoints is not None and (last or checkpoints.due()):
             progress.save(engine, checkpoints)
             progress.wall_seconds += time.perf_counter() - applied  # the next checkpoint has it
     if bool(progress.best.isnan().any(1).all()):

@@ -4,6 +4,7 @@ What distillation ends with, and the control that it has to beat: a single run o
 Legend: N rows, C classes or outputs.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -102,19 +103,22 @@ def train_student(
         engine.restore(tensors, values["engine"])
         done, seconds, train_loss = values["epochs"], values["seconds"], values["train_loss"]
     earlier = seconds
-    for epoch in range(done + 1, epochs + 1):
-        began = time.perf_counter()
-        rate = float(engine.options()["lr"][0])
-        train_loss = float(engine.train(Segment(epoch))[0])
-        # Schedules that follow a score have the training loss to go by.
-        engine.end_period(torch.tensor([[float("nan"), train_loss]], dtype=torch.float64))
-        seconds += time.perf_counter() - began
-        if listen is not None:
-            event: dict[str, Any] = {"event": "student", "period": after + epoch, "epoch": epoch, "epochs": epochs}
-            listen({**event, "train_loss": train_loss, "lr": rate, "seconds": time.perf_counter() - began})
-        if kept is not None:
-            tensors, state = engine.state()
-            kept.save(epoch, tensors, {"epochs": epoch, "seconds": seconds, "train_loss": train_loss, "engine": state})
+    with contextlib.nullcontext() if kept is None else kept:
+        for epoch in range(done + 1, epochs + 1):
+            began = time.perf_counter()
+            rate = float(engine.options()["lr"][0])
+            train_loss = float(engine.train(Segment(epoch))[0])
+            # Schedules that follow a score have the training loss to go by.
+            engine.end_period(torch.tensor([[float("nan"), train_loss]], dtype=torch.float64))
+            seconds += time.perf_counter() - began
+            if listen is not None:
+                event: dict[str, Any] = {"event": "student", "period": after + epoch, "epoch": epoch, "epochs": epochs}
+                listen({**event, "train_loss": train_loss, "lr": rate, "seconds": time.perf_counter() - began})
+            if kept is not None and (epoch == epochs or kept.due()):
+                tensors, state = engine.state()
+                kept.save(
+                    epoch, tensors, {"epochs": epoch, "seconds": seconds, "train_loss": train_loss, "engine": state}
+                )
     if not (math.isfinite(train_loss) and bool(engine.sound().all())):
         raise RunError("the model that is trained on all rows diverged; lower the learning rate, or set clip_norm.")
     engine.snapshot(torch.ones(1, dtype=torch.bool))

@@ -94,6 +94,7 @@ def score_of(engine: LocalEngine, t: int, rows: Tensor) -> tuple[float, float]:
 def test_a_trial_keeps_what_is_strictly_better(lab: SimpleNamespace, make: Any, by: str) -> None:
     engine = ready(lab, make, better=by)
     engine.stack.params["2.weight"][1] *= -1  # task 1 is spoilt, and worse than the others on any rows
+    engine.seen.forget([1])
     rows, donors = engine.job.validation, (1, 2, 2)
     own = [score_of(engine, t, rows[t]) for t in range(3)]
     offered = [score_of(engine, donor, rows[t]) for t, donor in enumerate(donors)]
@@ -301,12 +302,13 @@ def test_a_trial_scores_what_would_be_scored_after_it(lab: SimpleNamespace, make
     """With a method that scores other parameters than it trains, a candidate is judged by those as well."""
     engine = ready(lab, make, methods=(Anchored(),))
     everywhere = torch.ones_like(engine.job.validation)
-    own = engine._scores(engine._evaluated(), everywhere)
+    rows = [mask.nonzero().flatten() for mask in everywhere]
+    own = engine._scores(engine._evaluated(), rows)
     outcome = engine.apply(Plan((onto(1, 1, 1),), trial=everywhere), period=2)
     lab.assert_close(outcome.before[0], own[0])
     lab.assert_close(outcome.after[0], own[1])
     for t in outcome.accepted.nonzero().flatten().tolist():
-        lab.assert_close(engine._scores(engine._evaluated(), everywhere)[t], own[1])
+        lab.assert_close(engine._scores(engine._evaluated(), rows)[t], own[1])
 
 
 class Stamped(Method):

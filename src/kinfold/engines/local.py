@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -24,6 +24,7 @@ from kinfold.engines.base import Engine, Job
 from kinfold.engines.lift import Lift, detached
 from kinfold.engines.moves import blended, donors_of, layers_of, moved, pulled
 from kinfold.engines.recording import Gradients, recorder_of
+from kinfold.engines.seen import Seen
 from kinfold.errors import InputError, RunError
 from kinfold.methods.base import (
     Batch,
@@ -49,6 +50,7 @@ LossOfOne: TypeAlias = Callable[[Params], tuple[Tensor, Params]]
 _DRAWING = ("batch", "loss", "gradients")  # the stages that get a key in every step
 _UNRECORDED = 32  # first steps of a task: to record one takes as long as a hundred small ones, and a run may be short
 _RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets all take part
+_APART = 128  # rows from which a CPU scores models faster one by one: stacked, their activations overflow its caches
 
 
 class LocalEngine(Engine):
@@ -77,6 +79,9 @@ class LocalEngine(Engine):
             {name: value.clone() for name, value in state.items()} if overrides(method, "export") else {}
             for method, state in zip(job.methods, self.states, strict=True)
         ]
+        self.seen = Seen.start(job.validation, job.objective.outputs, self.dtype)
+        self._of_best: tuple[int, Tensor, Tensor] | None = None  # version, rows, outputs
+        self._own = [mask.nonzero().flatten() for mask in job.validation]
         self.lesson: Teach | None = None
         self.centre: Params = {}
         self._partly_labelled = False
@@ -129,7 +134,9 @@ class LocalEngine(Engine):
     # -- training -----------------------------------------------------------------------------------------------
 
     def train(self, segment: Segment) -> Float[Tensor, " T"]:
+        self.seen.forget()
         job = self.job
+        self.seen.forget()
         lengths, padded = self._period_rows(segment.period)
         keys, drawing = random.fold_in(self._keys, segment.period), any(self._stages.values())
         self.stack.module.train()
@@ -327,42 +334,119 @@ class LocalEngine(Engine):
     # -- scoring --------------------------------------------------------------------------------------------------
 
     def score(self) -> Float[Tensor, "T 2"]:
-        return self._scores(self._evaluated(), self.job.validation)
+        return self._present_scores(list(range(self.job.tasks)), self._own)
 
     def losses(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m"]:
         outputs, targets = self.predict(rows, best), self.job.targets[rows]
         return torch.stack([self.job.objective.row_losses(output, targets) for output in outputs])
 
     def predict(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m C"]:
-        stack = self.best if best else self._evaluated()
-        chunks = torch.split(rows.to(self.device), self._evaluation_rows())
-        return torch.cat([self._outputs(stack, self.inputs.rows(chunk), shared=True) for chunk in chunks], 1).cpu()
+        if best:
+            return self._best_outputs(rows)
+        outputs, known = self.seen.on(rows)
+        self._fill(outputs, known, self._evaluated(), rows)
+        return outputs
 
-    def _scores(self, stack: TaskStack, rows: Bool[Tensor, "k N"]) -> Float[Tensor, "k 2"]:
+    def _best_outputs(self, rows: Int64[Tensor, " m"]) -> Float[Tensor, "T m C"]:
+        """Outputs of the best snapshots: those that were given last, where they were for all of these rows, too."""
+        now = int(self.seen.snapshots)
+        if self._of_best is not None and self._of_best[0] == now:
+            _, before, outputs = self._of_best
+            place = torch.full((len(self.inputs),), -1)
+            place[before] = torch.arange(len(before))
+            if bool((place[rows] >= 0).all()):
+                return outputs[:, place[rows]]
+        self._of_best = None  # before its successor takes memory
+        outputs = self.seen.outputs.new_empty(self.job.tasks, len(rows), self.seen.outputs.shape[2])
+        self._fill(outputs, torch.zeros(outputs.shape[:2], dtype=torch.bool), self.best, rows)
+        self._of_best = now, rows, outputs
+        return outputs
+
+    def _fill(
+        self, outputs: Float[Tensor, "T m C"], known: Bool[Tensor, "T m"], stack: TaskStack, rows: Int64[Tensor, " m"]
+    ) -> None:
+        """Computes all models' outputs on the same rows, in place, where they are not known."""
+        with self._evaluating():
+            for chunk in torch.split(torch.arange(len(rows)), self._evaluation_rows()):
+                if bool(known[:, chunk].all()):
+                    continue
+                x = self.inputs.rows(rows[chunk].to(self.device))  # once for all tasks
+                if not self._apart(len(chunk)):
+                    outputs[:, chunk] = self._outputs(stack, x, shared=True).cpu()
+                    continue
+                for t in range(self.job.tasks):
+                    missing = (~known[t, chunk]).nonzero().flatten()
+                    if len(missing):
+                        outputs[t, chunk[missing]] = self._outputs_of(stack, t, _at(x, missing))
+
+    def _present_scores(self, tasks: list[int], rows: list[Int64[Tensor, " _"]]) -> Float[Tensor, "k 2"]:
+        """Some tasks as they stand, each on its rows: what they gave for validation rows is computed once."""
+        found = [self.seen.of(t, own) for t, own in zip(tasks, rows, strict=True)]
+        unknown = [i for i, outputs in enumerate(found) if outputs is None]
+        if unknown:
+            stack = self._evaluated()
+            if len(unknown) < stack.tasks:
+                stack = stack.take(torch.tensor([tasks[i] for i in unknown]))
+            for i, outputs in zip(unknown, self._outputs_on(stack, [rows[i] for i in unknown]), strict=True):
+                found[i] = outputs
+                if rows[i] is self._own[tasks[i]]:
+                    self.seen.put(tasks[i], outputs)
+        return self._scores_of([outputs for outputs in found if outputs is not None], rows)
+
+    def _scores(self, stack: TaskStack, rows: list[Int64[Tensor, " _"]]) -> Float[Tensor, "k 2"]:
         """Each of k models on its own rows."""
-        own = [mask.nonzero().flatten() for mask in rows]
-        lengths = [len(mine) for mine in own]
-        index = torch.stack([mine[torch.arange(max(lengths)) % len(mine)] for mine in own])  # cycled to one length
-        chunks = torch.split(index.to(self.device), self._evaluation_rows(), dim=1)
-        outputs = torch.cat([self._outputs(stack, self.inputs.rows(chunk), shared=False) for chunk in chunks], 1)
-        outputs, targets = outputs.cpu(), self.job.targets
-        return torch.tensor(
-            [self.job.objective.score(outputs[t, :n], targets[index[t, :n]]) for t, n in enumerate(lengths)],
-            dtype=torch.float64,
-        )
+        return self._scores_of(self._outputs_on(stack, rows), rows)
+
+    def _scores_of(self, outputs: list[Float[Tensor, "_ C"]], rows: list[Int64[Tensor, " _"]]) -> Float[Tensor, "k 2"]:
+        score, targets = self.job.objective.score, self.job.targets
+        pairs = [score(mine, targets[own]) for mine, own in zip(outputs, rows, strict=True)]
+        return torch.tensor(pairs, dtype=torch.float64)
+
+    def _outputs_on(self, stack: TaskStack, rows: list[Int64[Tensor, " _"]]) -> list[Float[Tensor, "_ C"]]:
+        """Outputs of k models, each on its own rows; on the CPU."""
+        lengths, size = [len(own) for own in rows], self._evaluation_rows()
+        with self._evaluating():
+            if self._apart(max(lengths)):
+                return [
+                    torch.cat(
+                        [
+                            self._outputs_of(stack, t, self.inputs.rows(chunk.to(self.device)))
+                            for chunk in torch.split(own, size)
+                        ]
+                    )
+                    for t, own in enumerate(rows)
+                ]
+            index = torch.stack([own[torch.arange(max(lengths)) % len(own)] for own in rows])  # cycled to one length
+            chunks = torch.split(index.to(self.device), size, dim=1)
+            outputs = torch.cat([self._outputs(stack, self.inputs.rows(chunk), shared=False) for chunk in chunks], 1)
+        return [mine[:length] for mine, length in zip(outputs.cpu(), lengths, strict=True)]
 
     def _outputs(self, stack: TaskStack, x: Rows, shared: bool) -> Float[Tensor, "k m C"]:
-        """Outputs of k models, on the same rows [m, …] or each on its own [k, m, …]."""
-        module = self.stack.module.eval()
+        """Outputs of k models together, on the same rows [m, …] or each on its own [k, m, …]."""
+        module = self.stack.module
 
         def output(params: Params, frozen: Params, buffers: Params, own: tuple[Rows, ...]) -> Tensor:
             return _two_axes(forward(module, params, frozen, buffers, x if shared else own[0])[0])
 
+        result: Tensor = self.lift(output)(stack.params, stack.frozen, stack.buffers, () if shared else (x,))
+        return result.to(self.dtype)
+
+    def _outputs_of(self, stack: TaskStack, t: int, x: Rows) -> Float[Tensor, "m C"]:
+        """Outputs of one of the models."""
+        own = [{name: value[t] for name, value in part.items()} for part in (stack.params, stack.frozen, stack.buffers)]
+        return _two_axes(forward(self.stack.module, own[0], own[1], own[2], x)[0]).to(self.dtype)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Within, models are evaluated."""
+        self.stack.module.eval()
         # Seeded, since a model may draw even in eval mode, and the caller's random state is not ours to move.
         with torch.no_grad(), random.seeded(self.device, self.job.seed, "evaluate"), self._autocast():
-            parts = (stack.params, stack.frozen, stack.buffers, () if shared else (x,))
-            result: Tensor = self.lift(output)(*parts)
-        return result.to(self.dtype)
+            yield
+
+    def _apart(self, rows: int) -> bool:
+        """Whether models are evaluated one by one on so many rows."""
+        return self.device.type == "cpu" and rows >= _APART
 
     def _evaluated(self, stack: TaskStack | None = None, states: list[State] | None = None) -> TaskStack:
         """The parameters to score: those of `stack` (default: being trained), unless a method says otherwise."""
@@ -377,6 +461,9 @@ class LocalEngine(Engine):
         return max(512, 4 * self.job.batch_size)
 
     def snapshot(self, tasks: Bool[Tensor, " T"]) -> None:
+        if not bool(tasks.any()):
+            return
+        self.seen.forget_best()
         which = tasks.nonzero().flatten()
         self.best.put(which, self._evaluated().take(which))
         for mine, state in zip(self.best_states, self.states, strict=True):
@@ -388,6 +475,7 @@ class LocalEngine(Engine):
                 given = scores.to(self.device, self.dtype)
                 params, state = self.lift(method.period_end)(detached(self.stack.params), self.states[i], given)
                 everyone = torch.arange(self.job.tasks, device=self.device)
+                self.seen.forget()
                 self._write(self.stack.params, params, everyone)
                 self._write(self.states[i], state, everyone)
         self.updater.end_period([float(loss) for loss in scores[:, 1]])
@@ -421,10 +509,12 @@ class LocalEngine(Engine):
         before = torch.full((T, 2), torch.nan, dtype=torch.float64)
         after, accepted = before.clone(), touched
         if plan.trial is not None:
-            before[which] = self._scores(self._evaluated().take(which), plan.trial[which])
-            after[which] = self._scores(self._evaluated(candidate, states).take(which), plan.trial[which])
+            rows = [mask.nonzero().flatten() for mask in plan.trial[which]]
+            before[which] = self._present_scores(which.tolist(), rows)
+            after[which] = self._scores(self._evaluated(candidate, states).take(which), rows)
             accepted = touched & better(after[:, 0], after[:, 1], before[:, 0], before[:, 1], by=self.job.better)
         taken = accepted.nonzero().flatten()
+        self.seen.forget(taken.tolist())
         self.stack.put(taken, candidate.take(taken))
         for mine, new in zip(self.states, states, strict=True):
             self._write(mine, {name: value[taken.to(self.device)] for name, value in new.items()}, taken)
@@ -589,6 +679,8 @@ class LocalEngine(Engine):
         for key, value in tensors.items():
             part, name = key.split("/", 1)
             parts.setdefault(part, {})[name] = value
+        self.seen.forget()
+        self.seen.forget_best()
         everyone = torch.arange(self.job.tasks, device=self.device)
         for part, mine in (
             ("params", self.stack.params),
@@ -656,8 +748,9 @@ class LocalEngine(Engine):
             order = self._orders(period=1)
             size = min(self.job.batch_size, *(len(rows) for rows in order))
             index = torch.stack([rows[:size] for rows in order]).to(self.device)
-            outputs = self._outputs(self.stack, self.inputs.rows(index), shared=False)
-            self._outputs(self.stack, self.inputs.rows(index[0]), shared=True)
+            with self._evaluating():
+                outputs = self._outputs(self.stack, self.inputs.rows(index), shared=False)
+                self._outputs(self.stack, self.inputs.rows(index[0]), shared=True)
             objective = self.job.objective
             if outputs.shape[2:] != (objective.outputs,):
                 what = "classes" if objective.kind == "classification" else "targets"
@@ -755,6 +848,13 @@ def _origins(plan: Plan, tasks: int) -> tuple[Int64[Tensor, " T"], Bool[Tensor, 
             donors = donors_of(change)
             origin = torch.where(donors != everyone, donors, origin)
     return origin, restarted
+
+
+def _at(x: Rows, index: Int64[Tensor, " m"]) -> Rows:
+    """Some of the rows; all of them are not copied."""
+    if isinstance(x, tuple):
+        return tuple(part if len(index) == len(part) else part[index] for part in x)
+    return x if len(index) == len(x) else x[index]
 
 
 def _two_axes(output: Tensor) -> Float[Tensor, "B C"]:

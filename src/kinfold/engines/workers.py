@@ -35,6 +35,7 @@ from torch.utils._pytree import tree_map
 
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.local import LocalEngine, start_stack
+from kinfold.engines.seen import Seen
 from kinfold.engines.sequential import Sequential
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
@@ -70,6 +71,7 @@ class Workers(Engine):
         self._whole = whole = kind(job, _shared_stack(start_stack(job)))
         whole.best = _shared_stack(whole.best)
         whole.states = [_shared(state) for state in whole.states]
+        whole.seen = _shared_seen(whole.seen)
         whole.updater.unfuse()  # one form for all, however the tasks are shared out
         count = min(job.tasks, _usable_cpus() if processes is None else processes)
         ends = [round(i * job.tasks / count) for i in range(count + 1)]
@@ -222,6 +224,7 @@ class Workers(Engine):
         )
         engine = self._kind(own, whole.stack.rows(tasks), tasks.start)
         engine.best = whole.best.rows(tasks)
+        engine.seen = whole.seen.tasks(tasks)
         engine.states = [{name: value[tasks] for name, value in state.items()} for state in whole.states]
         return engine
 
@@ -389,6 +392,11 @@ def _end(workers: "list[_Worker]") -> None:
 
 def _shared_stack(stack: TaskStack) -> TaskStack:
     return dataclasses.replace(stack, params=_shared(stack.params), buffers=_shared(stack.buffers))
+
+
+def _shared_seen(seen: Seen) -> Seen:
+    kept = _shared({"outputs": seen.outputs, "fresh": seen.fresh, "snapshots": seen.snapshots})
+    return dataclasses.replace(seen, **kept)
 
 
 def _shared(tensors: Params) -> Params:
