@@ -1,5 +1,7 @@
 import math
+import random as stdlib_random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,6 +146,34 @@ def test_seeded_gives_the_state_back_even_after_an_error():
     with pytest.raises(RuntimeError, match="inside"):
         fails()
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_draws_go_on_where_they_were_left():
+    device = torch.device("cpu")
+    with random.seeded(device, 0, "a"):
+        whole = torch.rand(6)
+    draws, other, parts = random.Draws(device, 0, "a"), random.Draws(device, 1, "a"), []
+    for _ in range(3):
+        with draws.going_on():
+            parts.append(torch.rand(2))
+        with other.going_on():
+            torch.rand(5)
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_all_global_generators_are_seeded_and_given_back():
+    def draw():
+        return stdlib_random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
+
+    states = stdlib_random.getstate(), np.random.get_state()  # noqa: NPY002
+    drawn = []
+    for words in [(1, 2), (1, 2), (1, 3)]:
+        with random.seeded_everywhere(*words):
+            drawn.append(draw())
+    assert drawn[0] == drawn[1]
+    assert not set(drawn[0]) & set(drawn[2])
+    assert stdlib_random.getstate() == states[0]
+    assert np.array_equal(np.random.get_state()[1], states[1][1])  # noqa: NPY002
 
 
 @pytest.mark.cuda

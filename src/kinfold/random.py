@@ -13,9 +13,12 @@ Example:
 
 import hashlib
 import math
+import random as stdlib_random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -120,11 +123,66 @@ def seeded(device: torch.device, *words: int | str) -> Iterator[None]:
 
     For code that is not ours and draws from the global generator: parameter initialisation, dropout.
     """
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
-        seed = seed_of(*words)
-        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would move those of all devices
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with Draws(device, *words).going_on():
         yield
+
+
+@final
+class Draws:
+    """What code that is not ours draws from the global generators, in stretches with other code between them.
+
+    Args:
+        device: whose generator is seeded, besides the CPU's.
+        words: what the draws are for (see `seed_of`).
+
+    Example:
+        >>> draws, other = Draws(torch.device("cpu"), 0), Draws(torch.device("cpu"), 0)
+        >>> with draws.going_on():
+        ...     whole = torch.rand(2)
+        >>> with other.going_on():
+        ...     first = torch.rand(1)
+        >>> with other.going_on():
+        ...     bool((torch.cat([first, torch.rand(1)]) == whole).all())
+        True
+    """
+
+    def __init__(self, device: torch.device, *words: int | str):
+        self._cuda = device if device.type == "cuda" else None
+        self._seed = seed_of(*words)
+        self._left: tuple[Tensor, Tensor | None] | None = None
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Sets the generators where the last stretch left them, and gives the caller's state back on leaving."""
+        cuda = self._cuda
+        with torch.random.fork_rng([] if cuda is None else [cuda]):
+            if self._left is None:
+                torch.default_generator.manual_seed(self._seed)  # `torch.manual_seed` would move those of all devices
+                if cuda is not None:
+                    with torch.cuda.device(cuda):
+                        torch.cuda.manual_seed(self._seed)
+            else:
+                state, on_device = self._left
+                torch.set_rng_state(state)
+                if cuda is not None and on_device is not None:
+                    torch.cuda.set_rng_state(on_device, cuda)
+            yield
+            self._left = torch.get_rng_state(), None if cuda is None else torch.cuda.get_rng_state(cuda)
+
+
+@contextmanager
+def seeded_everywhere(*words: int | str) -> Iterator[None]:
+    """Seeds the global generators of torch (the CPU's), NumPy and Python, and gives their states back on leaving.
+
+    For a user's code that draws from any of them: what a data set does at random to an item.
+    """
+    python, numpy_state = stdlib_random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's, not ours
+    with seeded(torch.device("cpu"), *words):
+        seed = seed_of(*words)
+        stdlib_random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            stdlib_random.setstate(python)
+            np.random.set_state(numpy_state)  # noqa: NPY002

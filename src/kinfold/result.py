@@ -252,8 +252,7 @@ def model_outputs(model: nn.Module, inputs: Inputs, rows: Int64[Tensor, " m"]) -
     inputs, rows = inputs.to(first.device, first.dtype), rows.to(first.device)
     outputs = []
     with torch.no_grad():
-        for chunk in torch.split(rows, _ROWS_AT_ONCE):
-            x = inputs.rows(chunk)
+        for x in inputs.batches(torch.split(rows, _ROWS_AT_ONCE)):
             outputs.append((model(*x) if isinstance(x, tuple) else model(x)).cpu())
     whole = torch.cat(outputs)
     return whole[:, None] if whole.ndim == 1 else whole

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import struct
 import sys
 import zlib
@@ -11,7 +12,7 @@ from PIL import Image
 
 import kinfold
 from kinfold.cli import main
-from kinfold.data import from_image_folder, read, read_features
+from kinfold.data import from_image_folder, read, read_features, streamed
 from kinfold.data import image_files as files
 from kinfold.data.image_files import FilePixels, HeldPixels, ImageFiles
 from kinfold.data.images import image_features
@@ -324,19 +325,32 @@ def test_files_that_do_not_fit_in_memory_are_decoded_as_needed(photos, monkeypat
     monkeypatch.setattr(
         ImageFiles, "decode", lambda self, row, shape: decoded.append(row) or original(self, row, shape)
     )
-    inputs = encoder.encode(read(photos).features)
     assert torch.equal(inputs.rows(index), expected)
-    assert torch.equal(inputs.rows(index), expected)
+    assert sorted(decoded) == [3, 7, 80, 81]  # each once for all of a batch
     assert torch.equal(inputs.rows(torch.tensor(80)), expected[0, 1])
-    assert sorted(decoded) == [3, 7, 80, 81]  # each once, whoever asks how often
-    inputs.rows(torch.arange(20, 40))
-    inputs.rows(torch.tensor([3]))
-    assert decoded.count(3) == 2  # it made room
     (photos / "blue" / "05.png").write_bytes(b"changed")
     with pytest.raises(InputError, match=r"blue/05\.png: cannot be read"):
         inputs.rows(torch.tensor([5]))
-    result = kinfold.fit({"name": "mlp", "hidden": [4]}, held, tasks=2, epochs=1)
-    assert len(result.predict(held.features)) == 90
+    model = {"name": "mlp", "hidden": [4]}
+    with pytest.raises(InputError, match=r"blue/05\.png: cannot be read"):
+        kinfold.fit(model, lazy, tasks=2, epochs=1)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorised", "workers"])
+def test_pictures_that_are_read_as_needed_train_like_those_in_memory(photos, monkeypatch, engine):
+    monkeypatch.setattr(streamed, "_PIECE_ROWS", 4)
+    given = {"tasks": 3, "epochs": 3, "batch_size": 8, "engine": engine, "precision": "float64", "transfer": "amto"}
+    model = {"name": "mlp", "hidden": [8], "dropout": 0.2}
+    held, read = (
+        kinfold.fit(model, from_image_folder(photos, in_memory=in_memory, num_workers=2), **given)
+        for in_memory in (True, False)
+    )
+    for name, value in held.model.state_dict().items():
+        assert torch.equal(value, read.model.state_dict()[name])
+    assert torch.equal(held.scores.loss_matrix, read.scores.loss_matrix)
+    assert held.estimate == read.estimate
+    assert np.array_equal(held.predict(read_features(photos)), read.predict(read_features(photos)))
+    assert not multiprocessing.active_children()
 
 
 def bomb(width, height):

@@ -108,8 +108,7 @@ def measure_batch_norm(model: nn.Module, job: Job, rows: Bool[Tensor, " N"], *, 
     size = min(job.batch_size, len(order))
     batches = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
     with torch.no_grad(), random.seeded(job.device, job.seed, *words):
-        for batch in batches[:_MEASURING_BATCHES]:
-            x = inputs.rows(batch)
+        for x in inputs.batches(batches[:_MEASURING_BATCHES]):
             model(*x) if isinstance(x, tuple) else model(x)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

@@ -19,12 +19,13 @@ from kinfold.data.npz import from_npz
 from kinfold.data.public import PUBLIC
 from kinfold.data.resolve import feature_paths, read, read_features
 from kinfold.data.series import SeriesDataset, SeriesEncoder, from_series, from_ts, from_ucr, read_ts, read_ucr
+from kinfold.data.streamed import Streamed
 from kinfold.data.table import TableDataset, TableEncoder, from_frame
 from kinfold.data.table_files import read_arrow, read_csv, read_parquet, write_table
 from kinfold.data.targets import encode_target
 from kinfold.data.text import TextDataset, TextEncoder, from_texts
 from kinfold.data.text_files import read_json_table, read_tab
-from kinfold.data.wrapped import from_torch
+from kinfold.data.wrapped import ItemsDataset, from_torch
 from kinfold.errors import unknown
 
 ENCODERS: dict[str, type[Encoder]] = {
@@ -67,11 +68,13 @@ __all__ = [
     "ImageEncoder",
     "ImageFiles",
     "Inputs",
+    "ItemsDataset",
     "Kind",
     "Label",
     "Rows",
     "SeriesDataset",
     "SeriesEncoder",
+    "Streamed",
     "TableDataset",
     "TableEncoder",
     "Target",

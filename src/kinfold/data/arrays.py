@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float32, Int64, UInt64
 from torch import Tensor
 
-from kinfold.data.base import Dataset, Encoder, Kind, Label, TensorInputs
-from kinfold.data.hashes import content_hashes
+from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label, TensorInputs
+from kinfold.data.hashes import tensor_hashes
+from kinfold.data.items import Items, StreamedItems
 from kinfold.data.targets import make_target, row_values
 from kinfold.errors import InputError
 
@@ -40,14 +41,19 @@ class ArrayEncoder(Encoder):
     def input_shape(self) -> tuple[int, ...]:
         return self.shape
 
-    def encode(self, features: Any) -> TensorInputs:
+    def encode(self, features: Any) -> Inputs:
+        if isinstance(features, Items):
+            self._check(features.shape)
+            return StreamedItems(features)
         values = rows_tensor(features, integer_inputs=self.integer_inputs)
-        if values.shape[1:] != self.shape:
-            raise InputError(
-                f"X: rows have shape {list(values.shape[1:])}; give rows of shape {list(self.shape)}, "
-                "as the model was trained on."
-            )
+        self._check(tuple(values.shape[1:]))
         return TensorInputs(values)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if shape != self.shape:
+            raise InputError(
+                f"X: rows have shape {list(shape)}; give rows of shape {list(self.shape)}, as the model was trained on."
+            )
 
     def spec(self) -> dict[str, Any]:
         return {"kind": self.kind, "shape": list(self.shape), "integer_inputs": self.integer_inputs}
@@ -68,9 +74,8 @@ class ArrayDataset(Dataset):
     def fingerprints(self) -> UInt64[np.ndarray, " N"]:
         hashes = np.empty(len(self), dtype=np.uint64)
         for start in range(0, len(self), _HASHED_ROWS):
-            # Adding 0 turns -0.0, which equals 0.0, into it.
-            block = self.features[start : start + _HASHED_ROWS].reshape(-1, self.features[0].numel()).numpy() + 0
-            hashes[start : start + len(block)] = content_hashes(row.tobytes() for row in block)
+            block = self.features[start : start + _HASHED_ROWS]
+            hashes[start : start + len(block)] = tensor_hashes(block)
         return hashes
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, final
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label, TensorInputs
 from kinfold.data.folders import class_files, column_paths
 from kinfold.data.hashes import content_hashes
+from kinfold.data.streamed import Streamed
 from kinfold.data.table import TableDataset
 from kinfold.data.targets import make_target, row_values
 from kinfold.errors import InputError
@@ -38,11 +39,12 @@ MAX_SECONDS = 10.0
 """Recordings are cut to this many seconds where nothing else is asked for."""
 
 HELD_BYTES = 2**30
-"""Spectrograms that take no more than this are held in memory; of others, as many as fit in it."""
+"""Spectrograms that take no more than this are held in memory; others are computed as they are needed."""
 
 _POINTS = 512  # of the Fourier transform: the next power of two
 _FLOOR = 1e-6  # added to energies, so that silence has a logarithm
 _FITTED_RECORDINGS = 1024  # enough for the moments of 64 bands
+_CPU = torch.device("cpu")
 _RATES = range(1_000, 768_001)
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 
@@ -214,41 +216,47 @@ def _frames(samples: int) -> int:
     return 1 + max(0, samples - WINDOW) // HOP
 
 
-class RecordingInputs(Inputs):
-    """Spectrograms that are computed when they are asked for; the latest `HELD_BYTES` of them are kept.
-
-    Tasks go through their rows in one common order, so what one task computes the next finds kept.
+@final
+class RecordingInputs(Streamed):
+    """Spectrograms that are computed as they are needed.
 
     Args:
         paths: the recordings.
         row: gives the encoded spectrogram of one.
         shape: of it.
+        device: where computed ones are held.
         dtype: of the rows that are handed out.
     """
+
+    num_workers = None
 
     def __init__(
         self,
         paths: tuple[Path, ...],
         row: Callable[[Path], Float32[np.ndarray, "1 M F"]],
         shape: tuple[int, ...],
+        device: torch.device = _CPU,
         dtype: torch.dtype = torch.float32,
     ):
-        self._paths, self._row, self._shape, self._dtype = paths, row, shape, dtype
-        self._kept = lru_cache(max(1, HELD_BYTES // (4 * math.prod(shape))))(row)
+        self._paths, self._row, self._shape = paths, row, shape
+        self.device, self._dtype = device, dtype
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def rows(self, index: Int64[Tensor, "*axes"]) -> Tensor:
-        rows, place = torch.unique(index.cpu(), return_inverse=True)  # of T tasks' batches, a row is computed once
-        values = torch.empty(len(rows), *self._shape)
-        for number, row in enumerate(rows.tolist()):
-            values[number] = torch.from_numpy(self._kept(self._paths[row]))
-        return values[place].to(index.device, self._dtype)
+    @property
+    def form(self) -> tuple[tuple[int, ...], torch.dtype]:
+        return self._shape, torch.float32
+
+    def decode(self, row: int, key: int) -> Float32[Tensor, "1 M F"]:
+        del key  # nothing is drawn at random
+        return torch.from_numpy(self._row(self._paths[row]))
+
+    def finished(self, held: Float32[Tensor, "*axes 1 M F"]) -> Float[Tensor, "*axes 1 M F"]:
+        return held.to(self._dtype)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "RecordingInputs":
-        del device  # only what is asked for goes there
-        return RecordingInputs(self._paths, self._row, self._shape, dtype)
+        return RecordingInputs(self._paths, self._row, self._shape, device, dtype)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ Example:
 """
 
 import abc
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -64,6 +65,10 @@ class Inputs(abc.ABC):
     @abc.abstractmethod
     def rows(self, index: Int64[Tensor, "*axes"]) -> Rows:
         """Returns the rows at `index`: tensors [*axes, *shape of a row] on the index's device."""
+
+    def batches(self, indices: Sequence[Int64[Tensor, "..."]]) -> Iterator[Rows]:
+        """Yields the rows at each of several indices; what is not in memory is read ahead, once for all of them."""
+        return map(self.rows, indices)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Inputs":
         """Returns the same rows with floating values as `dtype`, kept on `device` where they are in memory."""

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, final
 
@@ -18,6 +17,7 @@ import torch
 from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
+from kinfold.data.streamed import check_num_workers
 from kinfold.errors import InputError
 from kinfold.importing import one_line
 
@@ -34,7 +34,7 @@ LARGEST_SIDE = 224
 """The longer side, in pixels, to which larger pictures are scaled down where no size is given."""
 
 HELD_BYTES = 2**30
-"""Pictures that take no more than this once decoded are held in memory; of others, as many as fit in it."""
+"""Pictures that take no more than this once decoded are held in memory, where nobody says whether they are."""
 
 Shape: TypeAlias = tuple[int, int, int]
 """(C, H, W)."""
@@ -65,10 +65,6 @@ class Pixels(abc.ABC):
             InputError: a file is damaged, or gone.
         """
 
-    @abc.abstractmethod
-    def to(self, device: torch.device) -> "Pixels":
-        """Returns the same images, kept on `device` where they are in memory."""
-
 
 @final
 class HeldPixels(Pixels):
@@ -93,14 +89,13 @@ class HeldPixels(Pixels):
         return self.values[index]
 
     def to(self, device: torch.device) -> "HeldPixels":
+        """Returns the same images, kept on `device`."""
         return HeldPixels(self.values.to(device))
 
 
 @final
 class FilePixels(Pixels):
-    """Images in files, decoded when they are taken; the latest `HELD_BYTES` of them are kept.
-
-    Tasks go through their rows in one common order, so what one task decodes the next finds kept.
+    """Images in files, decoded whenever they are taken.
 
     Args:
         files: the files.
@@ -108,28 +103,30 @@ class FilePixels(Pixels):
     """
 
     def __init__(self, files: "ImageFiles", shape: Shape):
-        self._files, self._shape = files, shape
-        size = shape[0] * shape[1] * shape[2]
-        self._image = lru_cache(max(1, HELD_BYTES // size))(lambda row: files.decode(row, shape))
+        self.files, self._shape = files, shape
 
     @property
     def shape(self) -> Shape:
         return self._shape
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
+
+    def image(self, row: int) -> UInt8[Tensor, "C H W"]:
+        """Returns one picture.
+
+        Raises:
+            InputError: the file is damaged, or gone.
+        """
+        return torch.from_numpy(self.files.decode(row, self._shape))
 
     def take(self, index: Int64[Tensor, "*axes"]) -> UInt8[Tensor, "*axes C H W"]:
-        rows, place = np.unique(index.cpu().numpy(), return_inverse=True)  # a row of several tasks is decoded once
+        rows, place = torch.unique(index.cpu(), return_inverse=True)
         images = torch.empty(len(rows), *self._shape, dtype=torch.uint8)
         with _decoding() as pool:
-            for number, image in enumerate(pool.map(self._image, rows.tolist())):
-                images[number] = torch.from_numpy(image)
-        return images[torch.from_numpy(place).reshape(index.shape)].to(index.device)
-
-    def to(self, device: torch.device) -> "FilePixels":
-        del device  # only what is taken goes there
-        return self
+            for number, image in enumerate(pool.map(self.image, rows.tolist())):
+                images[number] = image
+        return images[place].to(index.device)
 
 
 @final
@@ -145,19 +142,32 @@ class ImageFiles:
             median height and the median width; in either case scaled down to a longer side of `LARGEST_SIDE`.
             Resizing keeps all of a picture: its sides may be scaled differently.
         column: the column of the table that named the files, or None.
+        in_memory: whether the pictures are decoded once and held; default where they take no more than `HELD_BYTES`.
+            Others are decoded as they are needed (see `kinfold.data.streamed`).
+        num_workers: how many processes then decode; default as many as this one may use CPUs.
 
     Raises:
-        InputError: Pillow is not installed, or a file is missing, is no picture, or has more than `MAX_PIXELS`.
+        InputError: num_workers is negative, Pillow is not installed, or a file is missing, is no picture, or has more
+            than `MAX_PIXELS`.
     """
 
-    def __init__(self, paths: Sequence[Path], *, size: tuple[int, int] | None = None, column: str | None = None):
-        self.paths, self.column = tuple(paths), column
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        size: tuple[int, int] | None = None,
+        column: str | None = None,
+        in_memory: bool | None = None,
+        num_workers: int | None = None,
+    ):
+        self.paths, self.column, self._in_memory = tuple(paths), column, in_memory
+        self.num_workers = check_num_workers(num_workers)
         _require_pillow()
         headers = [_header(path) for path in self.paths]
         channels = 1 if all(grey for grey, _, _ in headers) else 3
         sides = np.array([[height, width] for _, height, width in headers])
         self._natural: Shape = (channels, *(_common_size(sides) if size is None else size))
-        self._pixels: Pixels | None = None
+        self._pixels: HeldPixels | FilePixels | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -167,20 +177,19 @@ class ImageFiles:
         """The shape that the pictures are brought to where nothing else is asked for."""
         return self._natural
 
-    def pixels(self, shape: Shape) -> Pixels:
-        """Returns the pictures brought to a shape: decoded once and held where they fit, else decoded as needed.
+    def pixels(self, shape: Shape) -> HeldPixels | FilePixels:
+        """Returns the pictures brought to a shape: decoded once and held, or decoded as needed.
 
         Args:
             shape: (C, H, W), C being 1 (colours become grey) or 3 (grey becomes three equal channels).
 
         Raises:
-            InputError: a file is damaged; or, where they do not fit, when the damaged one is taken.
+            InputError: a file is damaged; or, where they are not held, when the damaged one is taken.
         """
         if self._pixels is None or self._pixels.shape != shape:
-            pixels: Pixels = FilePixels(self, shape)
-            if len(self) * shape[0] * shape[1] * shape[2] <= HELD_BYTES:
-                pixels = HeldPixels(self._all(shape))
-            self._pixels = pixels
+            fits = len(self) * shape[0] * shape[1] * shape[2] <= HELD_BYTES
+            held = fits if self._in_memory is None else self._in_memory
+            self._pixels = HeldPixels(self._all(shape)) if held else FilePixels(self, shape)
         return self._pixels
 
     def decode(self, row: int, shape: Shape) -> UInt8[np.ndarray, "C H W"]:

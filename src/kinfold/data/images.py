@@ -17,7 +17,8 @@ from kinfold.data.arrays import from_arrays
 from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label
 from kinfold.data.folders import class_files, column_paths, files_in
 from kinfold.data.hashes import content_hashes
-from kinfold.data.image_files import ENDINGS, MAX_PIXELS, HeldPixels, ImageFiles, Pixels, Shape
+from kinfold.data.image_files import ENDINGS, MAX_PIXELS, FilePixels, HeldPixels, ImageFiles, Pixels, Shape
+from kinfold.data.streamed import Streamed
 from kinfold.data.table import TableDataset
 from kinfold.data.targets import make_target, row_values
 from kinfold.errors import InputError
@@ -28,38 +29,88 @@ _CHUNK_BYTES = 2**21  # of pixels looked at together, at least one image; as flo
 
 
 @final
-class ImageInputs(Inputs):
-    """Encoded images: (pixel / 255 − mean) / std, computed as a batch is gathered.
+class Units:
+    """Standard units of pixels: (pixel / 255 − mean) / std.
 
     Args:
-        pixels: N images.
         mean: [C] of pixel / 255.
         std: [C] likewise.
-        device: where the pixels are, if they are in memory.
-        dtype: of the batches.
+        device: where the pixels are.
+        dtype: of what a model reads.
     """
 
     def __init__(
         self,
-        pixels: Pixels,
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device = _CPU,
         dtype: torch.dtype = torch.float32,
     ):
-        self._pixels, self._mean, self._std = pixels, mean, std
+        self._mean, self._std, self.device = mean, std, device
         levels = [[255 * m for m in mean], [255 * s for s in std]]
         self._centre, self._scale = torch.tensor(levels, dtype=dtype, device=device)[:, :, None, None]
+
+    def of(self, pixels: UInt8[Tensor, "*axes C H W"]) -> Float[Tensor, "*axes C H W"]:
+        """Returns the pixels in these units."""
+        pixels = pixels.contiguous()  # whatever the axes' order in memory: models may call `view`
+        return pixels.to(self._scale.dtype).sub_(self._centre).div_(self._scale)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Units":
+        """Returns the same units for pixels on `device`, in `dtype`."""
+        return Units(self._mean, self._std, device, dtype)
+
+
+@final
+class ImageInputs(Inputs):
+    """Encoded images, their pixels in memory: brought to standard units as a batch is gathered.
+
+    Args:
+        pixels: N images.
+        units: what a model reads them in.
+    """
+
+    def __init__(self, pixels: HeldPixels, units: Units):
+        self._pixels, self._units = pixels, units
 
     def __len__(self) -> int:
         return len(self._pixels)
 
     def rows(self, index: Int64[Tensor, "*axes"]) -> Float[Tensor, "*axes C H W"]:
-        pixels = self._pixels.take(index).contiguous()  # whatever the axes' order in memory: models may call `view`
-        return pixels.to(self._scale.dtype).sub_(self._centre).div_(self._scale)
+        return self._units.of(self._pixels.take(index))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "ImageInputs":
-        return ImageInputs(self._pixels.to(device), self._mean, self._std, device, dtype)
+        return ImageInputs(self._pixels.to(device), self._units.to(device, dtype))
+
+
+@final
+class StreamedImages(Streamed):
+    """Encoded images, decoded from files as they are needed; held as pixels meanwhile.
+
+    Args:
+        pixels: N images.
+        units: what a model reads them in.
+    """
+
+    def __init__(self, pixels: FilePixels, units: Units):
+        self._pixels, self._units = pixels, units
+        self.num_workers, self.device = pixels.files.num_workers, units.device
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    @property
+    def form(self) -> tuple[tuple[int, ...], torch.dtype]:
+        return self._pixels.shape, torch.uint8
+
+    def decode(self, row: int, key: int) -> UInt8[Tensor, "C H W"]:
+        del key  # nothing is drawn at random
+        return self._pixels.image(row)
+
+    def finished(self, held: UInt8[Tensor, "*axes C H W"]) -> Float[Tensor, "*axes C H W"]:
+        return self._units.of(held)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "StreamedImages":
+        return StreamedImages(self._pixels, self._units.to(device, dtype))
 
 
 @dataclass(frozen=True)
@@ -88,7 +139,7 @@ class ImageEncoder(Encoder):
     def input_shape(self) -> tuple[int, ...]:
         return self.shape
 
-    def encode(self, features: Any) -> ImageInputs:
+    def encode(self, features: Any) -> Inputs:
         """Returns the encoded images.
 
         Args:
@@ -98,9 +149,10 @@ class ImageEncoder(Encoder):
         Raises:
             InputError: images of another shape or type, no such column, or files that cannot be read.
         """
-        return ImageInputs(self._pixels(features), self.mean, self.std)
+        pixels, units = self._pixels(features), Units(self.mean, self.std)
+        return StreamedImages(pixels, units) if isinstance(pixels, FilePixels) else ImageInputs(pixels, units)
 
-    def _pixels(self, features: Any) -> Pixels:
+    def _pixels(self, features: Any) -> HeldPixels | FilePixels:
         import pandas as pd
 
         if isinstance(features, pd.DataFrame):
@@ -234,7 +286,12 @@ def images_or_arrays(X: Any, y: Any, **arguments: Any) -> Dataset:
 
 
 def from_image_folder(
-    folder: Path, *, size: tuple[int, int] | None = None, labels: Sequence[Label] | None = None
+    folder: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    labels: Sequence[Label] | None = None,
+    in_memory: bool | None = None,
+    num_workers: int | None = None,
 ) -> ImageDataset:
     """Returns a data set of the pictures in a folder that has a sub-folder for each class.
 
@@ -242,13 +299,16 @@ def from_image_folder(
         folder: holds the sub-folders, each named after its class; pictures lie anywhere in these.
         size: (H, W) that pictures are resized to; default see `ImageFiles`.
         labels: the classes of an earlier run, in its order.
+        in_memory: whether the pictures are decoded once and held; default see `ImageFiles`.
+        num_workers: how many processes decode them where they are not; default see `ImageFiles`.
 
     Raises:
         InputError: Pillow is not installed; a picture outside any class, a class without pictures, only one class,
             a class that is not among `labels`; a file that is no picture or has too many pixels.
     """
     paths, classes = class_files(folder, ENDINGS, labels)
-    return ImageDataset(folder.resolve().name, ImageFiles(paths, size=size), make_target(classes, labels=labels))
+    files = ImageFiles(paths, size=size, in_memory=in_memory, num_workers=num_workers)
+    return ImageDataset(folder.resolve().name, files, make_target(classes, labels=labels))
 
 
 def from_image_table(table: TableDataset, *, size: tuple[int, int] | None = None) -> ImageDataset:

@@ -4,11 +4,12 @@ Legend: T tasks, k some of them, N rows, m rows asked for, B batch, C classes or
 """
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kinfold import random
+from kinfold.data.streamed import Reading, Streamed, ended_processes_named
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.lift import Lift, detached
 from kinfold.engines.moves import blended, donors_of, layers_of, moved, pulled
@@ -97,6 +99,8 @@ class LocalEngine(Engine):
         self._visits = 0
         self._accumulated: dict[int, tuple[Params, int]] = {}
         self._rows_of: tuple[int, list[int], Tensor] | None = None
+        self._reading: Reading | None = None
+        self._reading_from: tuple[int, int | None] | None = None  # the (period, step) at which its next batch is
 
     # -- what a subclass decides ------------------------------------------------------------------------------
 
@@ -137,29 +141,74 @@ class LocalEngine(Engine):
         self.seen.forget()
         job = self.job
         self.seen.forget()
-        lengths, padded = self._period_rows(segment.period)
+        _, padded = self._period_rows(segment.period)
         keys, drawing = random.fold_in(self._keys, segment.period), any(self._stages.values())
         self.stack.module.train()
         self._recorder.refresh()
         total = torch.zeros(job.tasks, dtype=torch.float64, device=self.device)
+        groups = [group for lane in self._lanes() for group in self._groups(lane, segment)]
+        # Made once a group: on a GPU, a tensor made on the host is a wait.
+        parts = {id(group): Some(group.tasks, self.stack) for group in groups}
+        orders = {name: (some.of(padded), some.of(keys)) for name, some in parts.items()}
+        with ended_processes_named(), contextlib.closing(self._walk(groups, segment)) as steps:
+            for group, step in steps:
+                some, (rows, key) = parts[id(group)], orders[id(group)]
+                index = rows[:, step * job.batch_size : step * job.batch_size + group.size]
+                # By the period, and not by what this process did: it may go on with a run.
+                record = (segment.period - 1) * group.end + step >= _UNRECORDED
+                drawn = random.fold_in(key, step) if drawing else key
+                some.add(total, self._step(some, index, drawn, group.updates(step), record))
         counts = torch.zeros(job.tasks, dtype=torch.float64)
-        for lane in self._lanes():
-            seeds = (job.seed, "forward", segment.period, segment.first, self._first + lane[0])
-            with random.seeded(self.device, *seeds):
-                for group in _groups(lane, lengths, job.batch_size, job.accumulate, segment):
-                    some = Some(group.tasks, self.stack)
-                    rows, own = some.of(padded), some.of(keys)
-                    before = (segment.period - 1) * group.end  # and not what this process did: it may go on a run
-                    losses = some.of(total).clone()
-                    for step in range(group.first, group.last):
-                        index = rows[:, step * job.batch_size : step * job.batch_size + group.size]
-                        key = random.fold_in(own, step) if drawing else own
-                        record = before + step >= _UNRECORDED
-                        losses += self._step(some, index, key, group.updates(step), record)
-                    some.write({"total": total}, {"total": losses})
-                    counts[group.tasks] += group.last - group.first
-                    self._visits += (group.last - group.first) * group.size * len(group.tasks)
+        for group in groups:
+            counts[group.tasks] += group.last - group.first
+            self._visits += (group.last - group.first) * group.size * len(group.tasks)
         return total.cpu() / counts.clamp_min(1)
+
+    def _groups(self, lane: list[int], segment: Segment) -> Iterator["_Group"]:
+        lengths, _ = self._period_rows(segment.period)
+        return _groups(lane, lengths, self.job.batch_size, self.job.accumulate, segment)
+
+    def _walk(self, groups: list["_Group"], segment: Segment) -> Generator[tuple["_Group", int], None, None]:
+        """Yields (group, step) of a segment, with the global generators seeded for the group.
+
+        One group goes after another; where rows are read as they are needed, all go together, so that few are held.
+        """
+        words = [
+            (self.job.seed, "forward", segment.period, group.first, self._first + group.tasks[0]) for group in groups
+        ]
+        if not isinstance(self.inputs, Streamed):
+            for group, seeds in zip(groups, words, strict=True):
+                with random.seeded(self.device, *seeds):
+                    for step in range(group.first, group.last):
+                        yield group, step
+            return
+        draws = {id(group): random.Draws(self.device, *seeds) for group, seeds in zip(groups, words, strict=True)}
+        if self._reading is None or self._reading_from != (segment.period, segment.first):
+            self._read(self.inputs, segment)
+        try:
+            for group, step in _in_turns(groups):
+                with draws[id(group)].going_on():
+                    yield group, step
+        except BaseException:  # also where the steps are not taken to the end
+            self._stop_reading()
+            raise
+        self._reading_from = (segment.period, segment.last)
+        if self._reading is not None and not self._reading.left:
+            self._stop_reading()
+
+    def _read(self, inputs: Streamed, segment: Segment) -> None:
+        """Begins to read the rows of a period, from a segment on to its end."""
+        self._stop_reading()
+        rest, size = Segment(segment.period, segment.first), self.job.batch_size
+        host = self._period_rows(segment.period)[1].cpu()
+        groups = [group for lane in self._lanes() for group in self._groups(lane, rest)]
+        batches = [host[group.tasks, step * size : step * size + group.size] for group, step in _in_turns(groups)]
+        self._reading = inputs.read(batches, random.seed_of(self.job.seed, "read", segment.period))
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+        self._reading = self._reading_from = None
 
     def steps(self, period: int) -> Int64[Tensor, " T"]:
         lengths, _ = self._period_rows(period)
@@ -229,7 +278,8 @@ class LocalEngine(Engine):
 
     def _batch(self, which: Int64[Tensor, " k"], index: Int64[Tensor, "k B"]) -> Batch:
         classes = self.job.objective.classes
-        batch = Batch(self.inputs.rows(index), self.targets[index], index, classes)
+        x = self.inputs.rows(index) if self._reading is None else next(self._reading)
+        batch = Batch(x, self.targets[index], index, classes)
         lesson = self.lesson
         if lesson is None:
             return batch
@@ -367,10 +417,10 @@ class LocalEngine(Engine):
     ) -> None:
         """Computes all models' outputs on the same rows, in place, where they are not known."""
         with self._evaluating():
-            for chunk in torch.split(torch.arange(len(rows)), self._evaluation_rows()):
-                if bool(known[:, chunk].all()):
-                    continue
-                x = self.inputs.rows(rows[chunk].to(self.device))  # once for all tasks
+            chunks = torch.split(torch.arange(len(rows)), self._evaluation_rows())
+            unknown = [chunk for chunk in chunks if not bool(known[:, chunk].all())]
+            batches = self.inputs.batches([rows[chunk].to(self.device) for chunk in unknown])  # once for all tasks
+            for chunk, x in zip(unknown, batches, strict=True):
                 if not self._apart(len(chunk)):
                     outputs[:, chunk] = self._outputs(stack, x, shared=True).cpu()
                     continue
@@ -407,18 +457,17 @@ class LocalEngine(Engine):
         lengths, size = [len(own) for own in rows], self._evaluation_rows()
         with self._evaluating():
             if self._apart(max(lengths)):
-                return [
-                    torch.cat(
-                        [
-                            self._outputs_of(stack, t, self.inputs.rows(chunk.to(self.device)))
-                            for chunk in torch.split(own, size)
-                        ]
-                    )
-                    for t, own in enumerate(rows)
-                ]
+                # A chunk of each in turn: the tasks have many rows in common, which may be read as they are needed.
+                turns = itertools.zip_longest(*(torch.split(own.to(self.device), size) for own in rows))
+                chunks = [(t, chunk) for turn in turns for t, chunk in enumerate(turn) if chunk is not None]
+                batches = self.inputs.batches([chunk for _, chunk in chunks])
+                found: list[list[Tensor]] = [[] for _ in rows]
+                for (t, _), x in zip(chunks, batches, strict=True):
+                    found[t].append(self._outputs_of(stack, t, x))
+                return [torch.cat(parts) for parts in found]
             index = torch.stack([own[torch.arange(max(lengths)) % len(own)] for own in rows])  # cycled to one length
-            chunks = torch.split(index.to(self.device), size, dim=1)
-            outputs = torch.cat([self._outputs(stack, self.inputs.rows(chunk), shared=False) for chunk in chunks], 1)
+            batches = self.inputs.batches(torch.split(index.to(self.device), size, dim=1))
+            outputs = torch.cat([self._outputs(stack, x, shared=False) for x in batches], 1)
         return [mine[:length] for mine, length in zip(outputs.cpu(), lengths, strict=True)]
 
     def _outputs(self, stack: TaskStack, x: Rows, shared: bool) -> Float[Tensor, "k m C"]:
@@ -575,11 +624,11 @@ class LocalEngine(Engine):
                 params, frozen, buffers = detached([some.params, some.frozen, some.buffers])
                 for name in names:  # 0 · infinity would keep what a diverged task had measured
                     buffers[name] = torch.zeros_like(buffers[name])
-                order = torch.stack([orders[t] for t in together])
-                for step in range(min(_RECOMPUTE_BATCHES, steps_in(count, self.job.batch_size))):
+                order = torch.stack([orders[t] for t in together])[:, : _RECOMPUTE_BATCHES * self.job.batch_size]
+                batches = torch.split(order, self.job.batch_size, dim=1)[: steps_in(count, self.job.batch_size)]
+                for step, x in enumerate(self.inputs.batches(batches)):
                     for layer in layers.values():
                         layer.momentum = 1.0 / (step + 1)  # makes the running statistics a plain mean
-                    x = self.inputs.rows(order[:, step * self.job.batch_size : (step + 1) * self.job.batch_size])
                     seeds = (self.job.seed, "recompute", period, together[0], step)
                     with torch.no_grad(), random.seeded(self.device, *seeds), self._autocast():
                         _, buffers = self.lift(partial(forward, stack.module))(params, frozen, buffers, x)
@@ -640,7 +689,7 @@ class LocalEngine(Engine):
         return torch.stack(finite).all(0).cpu()
 
     def close(self) -> None:
-        pass
+        self._stop_reading()
 
     def method_states(self) -> list[State]:
         return [dict(detached(state)) for state in self.states]
@@ -722,6 +771,7 @@ class LocalEngine(Engine):
         )
         self._partly_labelled = bool(lesson.unlabelled.any())
         self._rows_of = None  # the lesson has a say in which rows are visited
+        self._stop_reading()
 
     def _temperature(self) -> float:
         """What the lesson's targets were softened by: the one thing besides tensors that a step depends on."""
@@ -829,6 +879,16 @@ def _groups(
                 kinds.setdefault((min(batch_size, lengths[t]), min(full, counts[t])), []).append(t)
         for (size, _), tasks in kinds.items():
             yield _Group(tasks, size, begin, end, min(counts[t] for t in tasks), accumulate)
+
+
+def _in_turns(groups: Sequence[_Group]) -> Iterator[tuple[_Group, int]]:
+    """Yields (group, step): all groups take a step before any takes the next."""
+    for step in range(
+        min((group.first for group in groups), default=0), max((group.last for group in groups), default=0)
+    ):
+        for group in groups:
+            if group.first <= step < group.last:
+                yield group, step
 
 
 def _around(

@@ -5,7 +5,8 @@ The process that asks holds all T tasks in an engine that never trains: it carri
 exports. Each worker trains and scores an engine over some rows of them. Parameters, buffers, best snapshots and the
 methods' states lie in memory that all of them share; data, model and methods are inherited by forking, since a job
 holds functions that cannot be sent. What the optimizers remember is the workers' own, and is fetched where a plan moves
-it or a checkpoint is made.
+it or a checkpoint is made. Rows that are not in memory are read by each worker itself, for its share of the tasks and
+not ahead of need, since it may have no processes of its own: a row is decoded by every worker whose tasks need it.
 
 Legend: T tasks, k those of one worker, N rows, m rows asked for, C classes or outputs.
 """
@@ -40,6 +41,7 @@ from kinfold.engines.sequential import Sequential
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
 from kinfold.methods.base import Params
+from kinfold.processes import usable_cpus
 from kinfold.tasks.order import Segment
 from kinfold.tasks.state import TaskStack
 from kinfold.tasks.update import MakeScheduler
@@ -73,7 +75,7 @@ class Workers(Engine):
         whole.states = [_shared(state) for state in whole.states]
         whole.seen = _shared_seen(whole.seen)
         whole.updater.unfuse()  # one form for all, however the tasks are shared out
-        count = min(job.tasks, _usable_cpus() if processes is None else processes)
+        count = min(job.tasks, usable_cpus() if processes is None else processes)
         ends = [round(i * job.tasks / count) for i in range(count + 1)]
         self._shares = [slice(first, end) for first, end in itertools.pairwise(ends)]
         self._workers: list[_Worker] = []
@@ -436,13 +438,6 @@ def _renumbered(key: str, by: int) -> str:
 def _named(tasks: slice) -> str:
     last = tasks.stop - 1
     return f"task {last}" if last == tasks.start else f"tasks {tasks.start} to {last}"
-
-
-def _usable_cpus() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS does not tell
-        return os.cpu_count() or 1
 
 
 def _check(job: Job, processes: int | None) -> None:

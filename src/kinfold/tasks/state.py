@@ -107,6 +107,10 @@ class Some:
         """Returns a copy of their rows."""
         return value[self.which] if self._views is None else self.of(value).clone()
 
+    def add(self, value: Shaped[Tensor, " T"], terms: Shaped[Tensor, " k"]) -> None:
+        """Adds a number to each of theirs, in place."""
+        value[self._rows] += terms
+
     def write(self, mine: Params, new: Params) -> None:
         """Writes their rows [k, …] in place, of whichever names there are new ones."""
         with torch.no_grad():
