@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
+from kinfold.data.base import taken
 from kinfold.data.streamed import check_num_workers
 from kinfold.errors import InputError
 from kinfold.importing import one_line
@@ -86,7 +87,7 @@ class HeldPixels(Pixels):
         return len(self.values)
 
     def take(self, index: Int64[Tensor, "*axes"]) -> UInt8[Tensor, "*axes C H W"]:
-        return self.values[index]
+        return taken(self.values, index)
 
     def to(self, device: torch.device) -> "HeldPixels":
         """Returns the same images, kept on `device`."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64, Shaped, UInt64
 from torch import Tensor
 
-from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label, TensorInputs
+from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label, TensorInputs, taken
 from kinfold.data.hashes import content_hashes
 from kinfold.data.plain import numbered_lines, read_text
 from kinfold.data.targets import is_whole_number, make_target, row_values
@@ -51,7 +51,7 @@ class MaskedInputs(Inputs):
     def rows(self, index: Int64[Tensor, "*axes"]) -> tuple[Tensor, Tensor]:
         steps = torch.arange(self.values.shape[-1], device=self.values.device)
         mask = steps < self.lengths[index].unsqueeze(-1)
-        return self.values[index], mask.to(self.values.dtype)
+        return taken(self.values, index), mask.to(self.values.dtype)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "MaskedInputs":
         return MaskedInputs(self.values.to(device, dtype), self.lengths.to(device))
