@@ -21,6 +21,9 @@ from kinfold.engines import choose_engine
 from kinfold.errors import InputError
 from kinfold.tasks.order import Segment
 
+LONG = 10**6
+"""Steps of a run that is long enough for `auto` to time its engines."""
+
 
 class Contestant(abc.ABC):
     """One way of training all T models."""
@@ -59,7 +62,7 @@ class KinfoldEngine(Contestant):
     def __init__(self, name: str, work: Work):
         self._work = work
         try:
-            self._engine, said = choose_engine(name, work.job)
+            self._engine, said = choose_engine(name, work.job, steps=LONG)
         except InputError as error:
             raise CannotRunError(str(error)) from error
         if name not in ("auto", self._engine.name):

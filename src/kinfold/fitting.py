@@ -182,7 +182,8 @@ def carry_out(
         _check_data(prepared, saved[1]["run"]["data"], folder)
     if job.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.device)
-    started, note = choose_engine(engine if saved is None else saved[1]["engine_name"], job)
+    steps = remaining.stages[-1] * int(job.train.sum(1).max()) // job.batch_size
+    started, note = choose_engine(engine if saved is None else saved[1]["engine_name"], job, steps)
     with contextlib.closing(started), contextlib.nullcontext() if checkpoints is None else checkpoints:
         told = assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]
         if saved is None:

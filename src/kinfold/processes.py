@@ -1,6 +1,10 @@
 """What this process may use of the machine."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 
 def usable_cpus() -> int:
@@ -14,3 +18,23 @@ def usable_cpus() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS does not tell
         return os.cpu_count() or 1
+
+
+@contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """Lets torch use so many threads within; None for as many as it is set to.
+
+    Example:
+        >>> with using_threads(1):
+        ...     torch.get_num_threads()
+        1
+    """
+    before = torch.get_num_threads()
+    if count in (None, before):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -21,6 +21,7 @@ from kinfold import random
 from kinfold.checkpoint import Checkpoints
 from kinfold.engines import Job
 from kinfold.engines.sequential import Sequential
+from kinfold.engines.timing import best_threads
 from kinfold.errors import RunError
 from kinfold.methods.base import Method
 from kinfold.run import Listener
@@ -95,6 +96,7 @@ def train_student(
             seed=random.seed_of(job.seed, *words),
         )
     )
+    engine.threads = best_threads(engine.job, epochs * int(engine.steps(1)[0]))
     kept = None if checkpoints is None else Checkpoints(checkpoints)
     saved = None if kept is None else kept.latest()
     done, seconds, train_loss = 0, 0.0, float("nan")

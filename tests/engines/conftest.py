@@ -61,7 +61,7 @@ def make_job(tasks: int = 3, regression: bool = False, sizes: tuple[int, ...] | 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are recorded from the first on; and although, under test, checking types draws from Python's generator."""
-    monkeypatch.setattr(local, "_UNRECORDED", 0)
+    monkeypatch.setattr(local, "UNRECORDED", 0)
     monkeypatch.setattr(recording, "_python_state", lambda: None)
 
 

@@ -182,7 +182,7 @@ def test_what_could_go_wrong_is_not_recorded(
     lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(local, "_UNRECORDED", 0)
+    monkeypatch.setattr(local, "UNRECORDED", 0)
     engine = Sequential(lab.make_job(**changes))
     python, numbers = python_random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

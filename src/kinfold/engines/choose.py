@@ -1,15 +1,23 @@
 """Which engine runs a job: the one asked for, or the fastest that can, with a word about why."""
 
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
+from kinfold.data.streamed import Streamed
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.sequential import Sequential
+from kinfold.engines.timing import Form, best_threads, by_one_thread, quick_step, seconds_a_step, told
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
 from kinfold.errors import InputError, unknown
+from kinfold.processes import usable_cpus
 
 ENGINES: dict[str, Callable[[Job], Engine]] = {
     "sequential": Sequential,
@@ -18,16 +26,25 @@ ENGINES: dict[str, Callable[[Job], Engine]] = {
 }
 
 
-def choose_engine(name: str, job: Job) -> tuple[Engine, str | None]:
+_WORTH_TIMING = 10.0
+"""Seconds that training must take, one task after another, for forms of running it to be timed."""
+
+
+def choose_engine(name: str, job: Job, steps: int = 0) -> tuple[Engine, str | None]:
     """Returns (a started engine, a line to tell the user or None).
 
     The stacked form is probed with one training and one scoring step. A model that cannot be stacked (recurrent
     cells, data-dependent control flow, embedding bags) runs one task after another instead. Each of `workers` runs
     its tasks stacked where they can be and do not convolve: on one CPU's thread, stacked convolutions gain nothing.
 
+    `auto` times a few steps of each form that fits and takes the fastest; where training is so short that this would
+    cost more than it gains, it takes the stacked form if there can be one. One task after another is trained by one
+    thread where that is faster.
+
     Args:
         name: `auto`, or an entry of `ENGINES`.
         job: what to train.
+        steps: how many steps each task is to take, as far as that is known; for 0 nothing is timed.
 
     Raises:
         InputError: the name is unknown, or the model cannot be trained in any way; then with its own message.
@@ -41,7 +58,8 @@ def choose_engine(name: str, job: Job) -> tuple[Engine, str | None]:
     except Exception as error:  # the user's factory, optimizer, scheduler or methods, which may raise anything
         raise InputError(f"model, optimizer or scheduler: cannot be set up ({_line(error)}); correct it.") from error
     try:
-        plain.probe()
+        with _saved_bytes() as saved:
+            plain.probe()
     except InputError:
         raise
     except Exception as error:
@@ -52,16 +70,80 @@ def choose_engine(name: str, job: Job) -> tuple[Engine, str | None]:
             "check the model's input and output shapes, the loss and the methods."
         ) from error
     if name == "sequential" or (name == "auto" and job.tasks == 1):
-        return plain, None
+        return _by_best_threads(plain, steps), None
     convolves = any(isinstance(layer, _ConvNd) for layer in plain.stack.module.modules())
-    del plain
     if name == "workers":
         stacks = not convolves and isinstance(_stacked(job), Vectorised)
         return Workers(job, kind=Vectorised if stacks else Sequential), None
-    together = _stacked(job)
+    crowded = name == "auto" and job.device.type == "cpu" and sum(saved) > _free_bytes() / 2
+    together = f"{job.tasks} tasks do not fit in memory together" if crowded else _stacked(job)
+    stacks = isinstance(together, Vectorised)
+    if name == "auto" and job.device.type == "cpu" and _long(job, steps):
+        found = seconds_a_step(_forms(job, stacks, convolves), job)
+        fastest = min(found, key=lambda form: found[form])
+        if fastest == "workers":
+            return Workers(job, kind=Vectorised if stacks and not convolves else Sequential), told(found, fastest)
+        if fastest != "vectorised":
+            plain = Sequential(job)
+            plain.threads = 1 if fastest == _ONE_THREAD else None
+            return plain, told(found, fastest)
+        return Vectorised(job), told(found, fastest)
     if isinstance(together, Vectorised):
         return together, None
-    return Sequential(job), f"engine: sequential, since {together}."
+    return _by_best_threads(Sequential(job), steps), f"engine: sequential, since {together}."
+
+
+_ONE_THREAD = "sequential, one thread"
+
+
+def _forms(job: Job, stacks: bool, convolves: bool) -> dict[str, Form]:
+    """Returns the forms of a job on a CPU to be timed, by name; what goes task by task is timed on a few of them."""
+    forms = {
+        "sequential": Form(Sequential, tasks=1, share=job.tasks),
+        _ONE_THREAD: Form(by_one_thread, tasks=1, share=job.tasks),
+    }
+    if torch.get_num_threads() == 1:
+        del forms[_ONE_THREAD]
+    if stacks:
+        forms["vectorised"] = Form(Vectorised)
+    count = min(job.tasks, usable_cpus())
+    if count > 1:
+        if stacks and not convolves:
+            forms["workers"] = Form(partial(Workers, kind=Vectorised))
+        else:
+            forms["workers"] = Form(Workers, tasks=count, share=math.ceil(job.tasks / count))
+    return forms
+
+
+def _long(job: Job, steps: int) -> bool:
+    if isinstance(job.inputs, Streamed):  # timing would begin to read, and measure that
+        return False
+    return steps > 0 and steps * job.tasks * quick_step(job) > _WORTH_TIMING
+
+
+def _by_best_threads(engine: Sequential, steps: int) -> Sequential:
+    engine.threads = best_threads(engine.job, steps * engine.job.tasks)
+    return engine
+
+
+@contextmanager
+def _saved_bytes() -> Iterator[list[int]]:
+    """Collects the sizes of what autograd saves within: of all tasks, one after another, as much as of their stack."""
+    sizes: list[int] = []
+
+    def noted(value: Tensor) -> Tensor:
+        sizes.append(value.numel() * value.element_size())
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(noted, lambda value: value):
+        yield sizes
+
+
+def _free_bytes() -> float:
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return math.inf
 
 
 def _stacked(job: Job) -> Vectorised | str:

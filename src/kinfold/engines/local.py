@@ -39,6 +39,7 @@ from kinfold.methods.base import (
     ValueAndGrad,
     overrides,
 )
+from kinfold.processes import using_threads
 from kinfold.selection.better import better
 from kinfold.tasks.order import Segment, row_orders, steps_in
 from kinfold.tasks.state import Some, TaskStack, build_starts, export_module, forward, materialise, stack_models
@@ -50,7 +51,7 @@ LossOfOne: TypeAlias = Callable[[Params], tuple[Tensor, Params]]
 """From one task's parameters to (its loss, its buffers after the pass)."""
 
 _DRAWING = ("batch", "loss", "gradients")  # the stages that get a key in every step
-_UNRECORDED = 32  # first steps of a task: to record one takes as long as a hundred small ones, and a run may be short
+UNRECORDED = 32  # first steps of a task: to record one takes as long as a hundred small ones, and a run may be short
 _RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets all take part
 _APART = 128  # rows from which a CPU scores models faster one by one: stacked, their activations overflow its caches
 
@@ -62,6 +63,9 @@ class LocalEngine(Engine):
         job: what to train.
         stack: the tasks' models, trained where they lie; default drawn anew.
         first: number of the job's first task, by which its draws are keyed, where it has a share of more tasks.
+
+    Attributes:
+        threads: of a CPU, that train; None for as many as torch is set to.
     """
 
     fuse: bool
@@ -95,6 +99,7 @@ class LocalEngine(Engine):
             for stage in ("before_step", "after_step")
         )
         self._recorder = recorder_of(job, self.stack.module, self._eager)
+        self.threads: int | None = None
         self._reached: frozenset[str] | None = None
         self._visits = 0
         self._accumulated: dict[int, tuple[Params, int]] = {}
@@ -150,12 +155,13 @@ class LocalEngine(Engine):
         # Made once a group: on a GPU, a tensor made on the host is a wait.
         parts = {id(group): Some(group.tasks, self.stack) for group in groups}
         orders = {name: (some.of(padded), some.of(keys)) for name, some in parts.items()}
-        with ended_processes_named(), contextlib.closing(self._walk(groups, segment)) as steps:
+        walk = contextlib.closing(self._walk(groups, segment))
+        with using_threads(self.threads), ended_processes_named(), walk as steps:
             for group, step in steps:
                 some, (rows, key) = parts[id(group)], orders[id(group)]
                 index = rows[:, step * job.batch_size : step * job.batch_size + group.size]
                 # By the period, and not by what this process did: it may go on with a run.
-                record = (segment.period - 1) * group.end + step >= _UNRECORDED
+                record = (segment.period - 1) * group.end + step >= UNRECORDED
                 drawn = random.fold_in(key, step) if drawing else key
                 some.add(total, self._step(some, index, drawn, group.updates(step), record))
         counts = torch.zeros(job.tasks, dtype=torch.float64)
@@ -713,6 +719,7 @@ class LocalEngine(Engine):
             **{f"best_method{i}": state for i, state in enumerate(self.best_states)},
         }
         values: dict[str, Any] = {"optimizers": others, "visits": self._visits, "temperature": None}
+        values["threads"] = self.threads  # sums are taken in another order by another number
         values["frozen"] = self._frozen_digest()
         if self.lesson is not None:
             fields = ("targets", "weight", "teachers", "unlabelled")
@@ -742,7 +749,7 @@ class LocalEngine(Engine):
             for i, mine in enumerate(states):
                 self._write(mine, parts.get(f"{prefix}{i}", {}), everyone)
         self.updater.restore(parts.get("optimizer", {}), values["optimizers"])
-        self._visits = values["visits"]
+        self._visits, self.threads = values["visits"], values["threads"]
         self.centre = {name: value.to(self.device) for name, value in parts.get("centre", {}).items()}
         self.lesson = None
         if values["temperature"] is not None:

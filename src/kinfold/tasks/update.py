@@ -98,6 +98,9 @@ ONE_KERNEL: frozenset[type[Optimizer]] = frozenset({torch.optim.SGD, torch.optim
 _KERNELS = ("foreach", "fused")
 """Options that choose between forms of the same step."""
 
+_FORMS = (*_KERNELS, "capturable", "differentiable")
+"""Options of those who have chosen a form, or need one."""
+
 _COUNTERS = frozenset({"step", "mu_product", "eta", "mu"})
 """Optimizer state that is one number for the whole parameter, even where that is itself one number."""
 
@@ -338,6 +341,8 @@ class Updater:
             for option, value in group.items():
                 if isinstance(value, Tensor):  # one tensor would be shared by the tasks' schedules
                     raise InputError(f"optimizer: {option} is a tensor; give a number.")
+            if type(optimizer) in ONE_KERNEL and not any(group.get(option) for option in _FORMS):
+                group["foreach"] = True  # the same operations, in fewer calls
         return optimizer
 
     def _fuse(self) -> None:
@@ -353,17 +358,12 @@ class Updater:
         # Adagrad fills its state by an argument of its own, not by the groups' options.
         accepted = inspect.signature(fused).parameters
         defaults = {name: value for name, value in first.defaults.items() if name in accepted}
-        one_kernel = fused in ONE_KERNEL and not any(
-            options.get(name) for options in _options(first) for name in _KERNELS
-        )
+        free = fused in ONE_KERNEL and all(options["foreach"] for options in _options(first))
+        one_kernel = {"foreach": False, "fused": True} if free else {}
         self._optimizers = [
             fused(
                 [
-                    {
-                        **options,
-                        **({"fused": True} if one_kernel else {}),
-                        "params": [self._stacks[name] for name in names],
-                    }
+                    {**options, **one_kernel, "params": [self._stacks[name] for name in names]}
                     for options, names in zip(_options(first), groups, strict=True)
                 ],
                 **defaults,

@@ -1,0 +1,133 @@
+"""How long steps of training take, measured: which form is the fastest here is not to be had from its description.
+
+Legend: T tasks.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from kinfold.data.streamed import Streamed
+from kinfold.engines.base import Engine, Job
+from kinfold.engines.local import UNRECORDED
+from kinfold.engines.sequential import Sequential
+from kinfold.tasks.order import Segment
+
+_ROUNDS = 3
+_BLOCK_SECONDS = 0.04
+_WORTH_TIMING = 1.5  # seconds that one task's steps must take in all, for numbers of threads to be timed
+_PERIOD = UNRECORDED + 1  # so far on in a run that steps are recorded, whatever the number of steps a period has
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way of running a job that can be timed.
+
+    Attributes:
+        make: starts it on a job.
+        tasks: how many tasks to time it on; None for all.
+        share: by what to multiply their time for that of all tasks.
+    """
+
+    make: Callable[[Job], Engine]
+    tasks: int | None = None
+    share: float | int = 1
+
+
+def seconds_a_step(forms: Mapping[str, Form], job: Job) -> dict[str, float]:
+    """Returns the seconds that a step of all tasks takes in each form: the least of three blocks, taken in turns.
+
+    Args:
+        forms: by name; one that cannot be started or stepped is left out.
+        job: is trained on, and nothing of it is kept.
+    """
+    blocks: dict[str, _Block] = {}
+    with contextlib.ExitStack() as open_engines:
+        for name, form in forms.items():
+            try:
+                engine = form.make(job if form.tasks is None else first_tasks(job, form.tasks))
+                open_engines.callback(engine.close)
+                blocks[name] = _Block.settled(engine)
+            except Exception:  # the user's model and methods, which may raise anything; memory
+                continue
+        best = dict.fromkeys(blocks, float("inf"))
+        for _ in range(_ROUNDS):
+            for name, block in blocks.items():
+                best[name] = min(best[name], block.seconds() * forms[name].share)
+    return best
+
+
+def best_threads(job: Job, steps: int) -> int | None:
+    """Returns with how many threads one task's steps are fastest on a CPU: one, or all, which is None.
+
+    Products as small as those of a multi-layer perceptron take longer by two threads than by one.
+
+    Args:
+        job: see `seconds_a_step`.
+        steps: how many steps are to be taken, one task after another; for few of them nothing is timed.
+    """
+    if job.device.type != "cpu" or torch.get_num_threads() == 1 or isinstance(job.inputs, Streamed) or steps == 0:
+        return None
+    if steps * quick_step(job) < _WORTH_TIMING:
+        return None
+    one = first_tasks(job, 1)
+    found = seconds_a_step({"all": Form(Sequential), "one": Form(by_one_thread)}, one)
+    return 1 if found["one"] < found["all"] else None
+
+
+def quick_step(job: Job) -> float:
+    """Returns about how many seconds a step of one task takes, at little cost."""
+    with contextlib.closing(Sequential(first_tasks(job, 1))) as engine:
+        _timed(engine, Segment(1, 0, 1))
+        return _timed(engine, Segment(1, 0, 1))
+
+
+def first_tasks(job: Job, count: int) -> Job:
+    """Returns the job of the first tasks alone."""
+    return dataclasses.replace(
+        job,
+        train=job.train[:count],
+        validation=job.validation[:count],
+        optimizer=job.optimizer if callable(job.optimizer) else job.optimizer[:count],
+    )
+
+
+def by_one_thread(job: Job) -> Sequential:
+    """Returns the engine whose steps one thread takes."""
+    engine = Sequential(job)
+    engine.threads = 1
+    return engine
+
+
+@dataclass(frozen=True)
+class _Block:
+    engine: Engine
+    steps: int
+
+    @classmethod
+    def settled(cls, engine: Engine) -> "_Block":
+        """Takes first steps, in which what is recorded is recorded, and sees how many a block should have."""
+        _timed(engine, Segment(_PERIOD, 0, 1))
+        step = _timed(engine, Segment(_PERIOD, 1, 2)) if int(engine.steps(_PERIOD).min()) > 1 else 0.0
+        most = int(engine.steps(_PERIOD).min())
+        return cls(engine, max(1, min(most, round(_BLOCK_SECONDS / max(step, 1e-6)))))
+
+    def seconds(self) -> float:
+        """Of a step."""
+        return _timed(self.engine, Segment(_PERIOD, 0, self.steps)) / self.steps
+
+
+def _timed(engine: Engine, segment: Segment) -> float:
+    began = time.perf_counter()
+    engine.train(segment)  # which waits for the losses
+    return time.perf_counter() - began
+
+
+def told(found: Mapping[str, float], chosen: str) -> str:
+    """Returns the line that says what was measured, such as `engine: workers, of workers 2.1, vectorised 2.6 ms`."""
+    others = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in sorted(found.items(), key=lambda x: x[1]))
+    return f"engine: {chosen}, by the time of a step of all tasks ({others})."
