@@ -104,7 +104,7 @@ KEYS: Mapping[str, Key] = {
     "criterion": Key(str, "C", "mean, worst, rank or lower: how a model's scores on all validation sets become one"),
     "accumulate": Key(int, "N", "batches whose mean gradient makes one optimizer step"),
     "clip_norm": Key(float | _Auto | None, "X", "greatest gradient norm of each task"),
-    "engine": Key(str, "ENGINE", "auto, sequential, vectorised, or workers: processes that share out the tasks"),
+    "engine": Key(str, "ENGINE", "auto, sequential, vectorised, workers (processes), streams or devices (GPUs)"),
     "precision": Key(str, "P", "float32, bf16 or float64"),
     "device": Key(str, "D", "auto, cpu, cuda, cuda:1 …"),
     "seed": Key(int, "S", "of everything random"),

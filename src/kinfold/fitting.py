@@ -5,6 +5,7 @@ Nothing is written before everything has been checked, so bad input leaves nothi
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,7 +114,8 @@ def fit(
         criterion: how a model's scores on all validation sets become one: `mean`, `worst`, `rank`, `lower`.
         accumulate: batches whose mean gradient makes one optimizer step.
         clip_norm: greatest gradient norm of each task.
-        engine: `auto`, `sequential`, `vectorised` or `workers` (processes that share out the tasks, on a CPU).
+        engine: `auto`, `sequential`, `vectorised`, `workers` (processes that share out the tasks, on a CPU),
+            `streams` or `devices` (on one GPU, on several; see docs/speed.md).
         precision: `float32`, `bf16` (forward pass under autocast) or `float64`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         seed: of everything random; nothing reads the global random state.
@@ -182,8 +184,11 @@ def carry_out(
         _check_data(prepared, saved[1]["run"]["data"], folder)
     if job.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.device)
+    if saved is not None:
+        engine = saved[1]["engine_name"]
+        job = dataclasses.replace(job, channels_last=saved[1]["engine"]["channels_last"])
     steps = remaining.stages[-1] * int(job.train.sum(1).max()) // job.batch_size
-    started, note = choose_engine(engine if saved is None else saved[1]["engine_name"], job, steps)
+    started, note = choose_engine(engine, job, steps)
     with contextlib.closing(started), contextlib.nullcontext() if checkpoints is None else checkpoints:
         told = assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]
         if saved is None:

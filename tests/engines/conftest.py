@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from kinfold.data.base import TensorInputs
 from kinfold.engines import Engine, Job, local, recording
+from kinfold.engines.captured import Graph, Pass
 from kinfold.run import Progress, run
 from kinfold.tasks.objective import make_objective
 from kinfold.transfer import Nothing, Rule
@@ -121,11 +123,40 @@ def assert_agree(one: Trained, other: Trained) -> None:
         assert_close(one.engine.export(t).state_dict(), other.engine.export(t).state_dict(), f"export {t}")
 
 
+class Replaying(Graph):
+    """What a GPU would do: rehearse, capture without computing, and compute in the same memory at every replay."""
+
+    made = 0
+    """By the test that runs."""
+
+    def __init__(self, like: Graph | None) -> None:
+        Replaying.made += 1
+        self.like = like
+
+    def capture(self, function: Callable[[], Pass]) -> Pass:
+        for _ in range(2):
+            function()
+        self._function = function
+        self._results = tree_map(lambda value: torch.full_like(value, torch.nan), function())
+        return self._results
+
+    def replay(self) -> None:
+        for own, new in zip(tree_leaves(self._results), tree_leaves(self._function()), strict=True):
+            own.copy_(new)
+
+
 @pytest.fixture
 def lab() -> Any:
     """The functions above (test modules cannot import each other)."""
     from types import SimpleNamespace
 
+    Replaying.made = 0
     return SimpleNamespace(
-        N=N, network=network, make_job=make_job, train=train, assert_agree=assert_agree, assert_close=assert_close
+        N=N,
+        network=network,
+        make_job=make_job,
+        train=train,
+        assert_agree=assert_agree,
+        assert_close=assert_close,
+        Replaying=Replaying,
     )

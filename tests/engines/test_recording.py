@@ -72,7 +72,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def unrecorded(make: Any, job: Any) -> LocalEngine:
     engine: LocalEngine = make(job)
-    engine._recorder._possible = False
+    engine._recorder.possible = False
     return engine
 
 
@@ -190,7 +190,7 @@ def test_what_could_go_wrong_is_not_recorded(
     finally:
         python_random.setstate(python)
         np.random.set_state(numbers)  # noqa: NPY002
-    assert not engine._recorder._possible
+    assert not engine._recorder.possible
     assert not engine._recorder._programs
 
 

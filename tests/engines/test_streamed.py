@@ -16,6 +16,7 @@ from kinfold.data import streamed
 from kinfold.data.base import TensorInputs
 from kinfold.data.items import Items, StreamedItems
 from kinfold.engines import Job
+from kinfold.engines.devices import Devices
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
@@ -28,6 +29,7 @@ ENGINES = {
     "sequential": Sequential,
     "vectorised": Vectorised,
     "workers": partial(Workers, processes=2, kind=Vectorised),
+    "devices": partial(Devices, devices=[torch.device("cpu")] * 2),
 }
 EVERYTHING = Together((AMTO(p_low=1.0, p_high=1.0), TeachRule(cool=2.0), PAPA(steps=3)))
 

@@ -9,7 +9,7 @@ from torch.optim import lr_scheduler as schedules
 
 from kinfold import files
 from kinfold.errors import InputError
-from kinfold.tasks.update import ELEMENTWISE, Updater, clip_rows
+from kinfold.tasks.update import ELEMENTWISE, Updater, clip_rows, in_step
 
 T = 3
 SHAPES = {"weight": (4, 3), "bias": (4,), "scale": ()}
@@ -261,6 +261,27 @@ def test_tasks_that_have_parted_are_restored_apart(part, tmp_path):
     advance(updater, 2, first=3)
     advance(resumed, 2, first=3)
     close(again, params)
+
+
+@pytest.mark.parametrize("claimed", [(True, True, False), (True, True, True)])
+def test_one_that_says_otherwise_is_not_believed(claimed):
+    """Shares of the tasks may each have been fused, at different points."""
+    parted = Updater(numbers(0), OPTIMIZERS["adam"], None, fuse=False)
+    advance(parted, 1)
+    tensors, others = parted.state()
+    assert in_step(tensors, others)
+    parted.step({name: value[:1] for name, value in numbers(1).items()}, tasks=[0])
+    tensors, others = parted.state()
+    assert not in_step(tensors, others)
+    for other, fused in zip(others, claimed, strict=True):
+        other["fused"] = fused
+    whole = Updater(numbers(0), OPTIMIZERS["adam"], None, fuse=True)
+    assert whole.fused
+    whole.restore(tensors, others)
+    assert not whole.fused
+    mine, _ = whole.state()
+    assert mine.keys() == tensors.keys()
+    assert all(torch.equal(value, mine[name]) for name, value in tensors.items())
 
 
 def test_the_state_of_one_form_is_that_of_the_other():

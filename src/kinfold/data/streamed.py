@@ -33,6 +33,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from kinfold.data.base import Inputs, Rows
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
+from kinfold.placing import placed
 from kinfold.processes import usable_cpus
 
 HELD_BYTES = 2**30
@@ -233,7 +234,7 @@ class Reading(Iterator[Rows]):
         if not self._steps:  # a step is there before the last of its missing rows
             self._fetch()
         step = self._steps.popleft()
-        into = torch.from_numpy(step.into).to(device)
+        into = placed(torch.from_numpy(step.into), device)
         while len(into):
             if not len(self._waiting):
                 self._fetch()
@@ -241,7 +242,7 @@ class Reading(Iterator[Rows]):
             self._held[here] = self._waiting[: len(here)].to(device, non_blocking=True)
             self._waiting = self._waiting[len(here) :]
         self.decoded += len(step.into)
-        slots = torch.from_numpy(step.slots).to(device)
+        slots = placed(torch.from_numpy(step.slots), device)
         held = self._held.index_select(0, slots.reshape(-1))  # a copy: the slots are written to again
         return self._inputs.finished(held.view(*slots.shape, *held.shape[1:]))
 

@@ -4,6 +4,7 @@ Legend: T tasks, N rows, C classes or outputs.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -46,6 +47,8 @@ class Job:
         seed: of everything random.
         device: where the tasks live.
         precision: `bf16` keeps parameters in float32 and computes the forward pass under autocast.
+        channels_last: whether the weights of convolutions over images lie with their channels innermost: from there
+            on, convolutions give outputs that do. The numbers are the same, to rounding.
     """
 
     model: nn.Module | Callable[[], nn.Module]
@@ -65,6 +68,7 @@ class Job:
     seed: int = 0
     device: torch.device = _CPU
     precision: Precision = "float32"
+    channels_last: bool = False
 
     @property
     def tasks(self) -> int:
@@ -75,6 +79,10 @@ class Job:
     def dtype(self) -> torch.dtype:
         """Of parameters and inputs."""
         return torch.float64 if self.precision == "float64" else torch.float32
+
+    def on(self, device: torch.device) -> "Job":
+        """Returns the same job for another device, its loss included."""
+        return dataclasses.replace(self, device=device, objective=self.objective.on(device, self.dtype))
 
 
 class Engine(abc.ABC):

@@ -1,5 +1,6 @@
 """Which engine runs a job: the one asked for, or the fastest that can, with a word about why."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -7,12 +8,15 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from kinfold.data.streamed import Streamed
 from kinfold.engines.base import Engine, Job
+from kinfold.engines.devices import Devices
+from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
+from kinfold.engines.streams import Streams
 from kinfold.engines.timing import Form, best_threads, by_one_thread, quick_step, seconds_a_step, told
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
@@ -23,11 +27,16 @@ ENGINES: dict[str, Callable[[Job], Engine]] = {
     "sequential": Sequential,
     "vectorised": Vectorised,
     "workers": Workers,
+    "streams": Streams,
+    "devices": Devices,
 }
 
 
-_WORTH_TIMING = 10.0
+_WORTH_TIMING = 20.0
 """Seconds that training must take, one task after another, for forms of running it to be timed."""
+
+_STEPS_OF_TIMING, _SHARE_OF_TIMING = 100, 0.05
+"""Steps of one task that timing costs about, and how much of the training they may be."""
 
 
 def choose_engine(name: str, job: Job, steps: int = 0) -> tuple[Engine, str | None]:
@@ -71,54 +80,65 @@ def choose_engine(name: str, job: Job, steps: int = 0) -> tuple[Engine, str | No
         ) from error
     if name == "sequential" or (name == "auto" and job.tasks == 1):
         return _by_best_threads(plain, steps), None
-    convolves = any(isinstance(layer, _ConvNd) for layer in plain.stack.module.modules())
-    if name == "workers":
-        stacks = not convolves and isinstance(_stacked(job), Vectorised)
-        return Workers(job, kind=Vectorised if stacks else Sequential), None
+    if name == "streams":
+        return Streams(job), None
+    layers = list(plain.stack.module.modules())
+    convolves = any(isinstance(layer, _ConvNd) for layer in layers)
     crowded = name == "auto" and job.device.type == "cpu" and sum(saved) > _free_bytes() / 2
     together = f"{job.tasks} tasks do not fit in memory together" if crowded else _stacked(job)
     stacks = isinstance(together, Vectorised)
-    if name == "auto" and job.device.type == "cpu" and _long(job, steps):
-        found = seconds_a_step(_forms(job, stacks, convolves), job)
-        fastest = min(found, key=lambda form: found[form])
-        if fastest == "workers":
-            return Workers(job, kind=Vectorised if stacks and not convolves else Sequential), told(found, fastest)
-        if fastest != "vectorised":
-            plain = Sequential(job)
-            plain.threads = 1 if fastest == _ONE_THREAD else None
-            return plain, told(found, fastest)
-        return Vectorised(job), told(found, fastest)
+    if name == "workers":
+        return Workers(job, kind=_kind_of_workers(stacks, convolves)), None
+    if name == "devices":
+        return Devices(job, kind=Vectorised if stacks else Sequential), None
+    if name == "auto" and _long(job, steps):
+        del plain, together  # their memory
+        return _fastest(job, stacks, convolves, any(isinstance(layer, nn.Conv2d) for layer in layers))
     if isinstance(together, Vectorised):
         return together, None
     return _by_best_threads(Sequential(job), steps), f"engine: sequential, since {together}."
 
 
-_ONE_THREAD = "sequential, one thread"
+def _fastest(job: Job, stacks: bool, convolves: bool, images: bool) -> tuple[Engine, str]:
+    """Returns the engine that measures fastest, on the better layout of images, and the line that says so."""
+    if images:
+        make = Form(by_one_thread if job.device.type == "cpu" else Vectorised if stacks else Sequential, tasks=1)
+        last = dataclasses.replace(job, channels_last=True)
+        layouts = {one.channels_last: seconds_a_step({"": make}, one).get("", math.inf) for one in (job, last)}
+        job = last if layouts[True] < layouts[False] else job
+    forms = _forms(job, stacks, convolves)
+    found = seconds_a_step(forms, job)
+    fastest = min(found, key=lambda form: found[form])
+    return forms[fastest].make(job), told(found, f"{fastest}{', channels last' if job.channels_last else ''}")
 
 
 def _forms(job: Job, stacks: bool, convolves: bool) -> dict[str, Form]:
-    """Returns the forms of a job on a CPU to be timed, by name; what goes task by task is timed on a few of them."""
-    forms = {
-        "sequential": Form(Sequential, tasks=1, share=job.tasks),
-        _ONE_THREAD: Form(by_one_thread, tasks=1, share=job.tasks),
-    }
-    if torch.get_num_threads() == 1:
-        del forms[_ONE_THREAD]
+    """Returns the forms of a job to be timed, by name; what goes task by task is timed on a few of them."""
+    forms = {"sequential": Form(Sequential, tasks=1, share=job.tasks)}
     if stacks:
         forms["vectorised"] = Form(Vectorised)
-    count = min(job.tasks, usable_cpus())
+    if job.device.type != "cpu":
+        return forms | {"streams": Form(Streams)}
+    if torch.get_num_threads() > 1:
+        forms["sequential, one thread"] = Form(by_one_thread, tasks=1, share=job.tasks)
+    count, kind = min(job.tasks, usable_cpus()), _kind_of_workers(stacks, convolves)
     if count > 1:
-        if stacks and not convolves:
-            forms["workers"] = Form(partial(Workers, kind=Vectorised))
-        else:
-            forms["workers"] = Form(Workers, tasks=count, share=math.ceil(job.tasks / count))
+        few = Form(partial(Workers, kind=kind), tasks=count, share=math.ceil(job.tasks / count))
+        forms["workers"] = few if kind is Sequential else dataclasses.replace(few, tasks=None, share=1)
     return forms
+
+
+def _kind_of_workers(stacks: bool, convolves: bool) -> type[LocalEngine]:
+    return Vectorised if stacks and not convolves else Sequential
 
 
 def _long(job: Job, steps: int) -> bool:
     if isinstance(job.inputs, Streamed):  # timing would begin to read, and measure that
         return False
-    return steps > 0 and steps * job.tasks * quick_step(job) > _WORTH_TIMING
+    if steps == 0:
+        return False
+    step = quick_step(job)
+    return steps * job.tasks * step > _WORTH_TIMING + _STEPS_OF_TIMING * step / _SHARE_OF_TIMING
 
 
 def _by_best_threads(engine: Sequential, steps: int) -> Sequential:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kinfold import random
 from kinfold.data.streamed import Reading, Streamed, ended_processes_named
 from kinfold.engines.base import Engine, Job
+from kinfold.engines.captured import Captures, MakeGraph, Pass, cuda_graphs
 from kinfold.engines.lift import Lift, detached
 from kinfold.engines.moves import blended, donors_of, layers_of, moved, pulled
 from kinfold.engines.recording import Gradients, recorder_of
@@ -39,6 +40,7 @@ from kinfold.methods.base import (
     ValueAndGrad,
     overrides,
 )
+from kinfold.placing import placed
 from kinfold.processes import using_threads
 from kinfold.selection.better import better
 from kinfold.tasks.order import Segment, row_orders, steps_in
@@ -49,6 +51,11 @@ from kinfold.transfer.changes import Elastic, Mix, Restart, Teach, Tune
 
 LossOfOne: TypeAlias = Callable[[Params], tuple[Tensor, Params]]
 """From one task's parameters to (its loss, its buffers after the pass)."""
+
+Advance: TypeAlias = tuple[Float[Tensor, " k"], Float[Tensor, " k"]]
+"""(sums of the tasks' losses, on their device; how many batches these were of)."""
+
+Result = TypeVar("Result")
 
 _DRAWING = ("batch", "loss", "gradients")  # the stages that get a key in every step
 UNRECORDED = 32  # first steps of a task: to record one takes as long as a hundred small ones, and a run may be short
@@ -70,6 +77,9 @@ class LocalEngine(Engine):
 
     fuse: bool
     """Whether optimizer steps of all tasks come together, and may be fused."""
+
+    in_turns: bool
+    """Whether the groups of a segment take their steps in turns, and `advance` stops between them."""
 
     def __init__(self, job: Job, stack: TaskStack | None = None, first: int = 0):
         self.job, self._first = job, first
@@ -100,12 +110,15 @@ class LocalEngine(Engine):
         )
         self._recorder = recorder_of(job, self.stack.module, self._eager)
         self.threads: int | None = None
+        self._captures = self._captures_on(cuda_graphs(self.device)) if self.device.type == "cuda" else None
         self._reached: frozenset[str] | None = None
         self._visits = 0
         self._accumulated: dict[int, tuple[Params, int]] = {}
         self._rows_of: tuple[int, list[int], Tensor] | None = None
+        self._unlabelled: Bool[Tensor, "T N"] | None = None  # the lesson's, on the host
         self._reading: Reading | None = None
         self._reading_from: tuple[int, int | None] | None = None  # the (period, step) at which its next batch is
+        self.in_turns = isinstance(self.inputs, Streamed)
 
     # -- what a subclass decides ------------------------------------------------------------------------------
 
@@ -143,13 +156,21 @@ class LocalEngine(Engine):
     # -- training -----------------------------------------------------------------------------------------------
 
     def train(self, segment: Segment) -> Float[Tensor, " T"]:
+        ((total, counts),) = take_turns([self.advance(segment)])
+        return mean_losses(total, counts)
+
+    def advance(self, segment: Segment) -> Generator[None, None, Advance]:
+        """Trains every task over a stretch of a period, and returns before the device has done all of it.
+
+        It stops where another engine may take a step of its own, if it goes by turns.
+        """
         self.seen.forget()
         job = self.job
-        self.seen.forget()
         _, padded = self._period_rows(segment.period)
         keys, drawing = random.fold_in(self._keys, segment.period), any(self._stages.values())
         self.stack.module.train()
-        self._recorder.refresh()
+        if self._recorder.refresh():
+            self._drop_captures()
         total = torch.zeros(job.tasks, dtype=torch.float64, device=self.device)
         groups = [group for lane in self._lanes() for group in self._groups(lane, segment)]
         # Made once a group: on a GPU, a tensor made on the host is a wait.
@@ -157,7 +178,11 @@ class LocalEngine(Engine):
         orders = {name: (some.of(padded), some.of(keys)) for name, some in parts.items()}
         walk = contextlib.closing(self._walk(groups, segment))
         with using_threads(self.threads), ended_processes_named(), walk as steps:
-            for group, step in steps:
+            for taken in steps:
+                if taken is None:
+                    yield
+                    continue
+                group, step = taken
                 some, (rows, key) = parts[id(group)], orders[id(group)]
                 index = rows[:, step * job.batch_size : step * job.batch_size + group.size]
                 # By the period, and not by what this process did: it may go on with a run.
@@ -168,39 +193,42 @@ class LocalEngine(Engine):
         for group in groups:
             counts[group.tasks] += group.last - group.first
             self._visits += (group.last - group.first) * group.size * len(group.tasks)
-        return total.cpu() / counts.clamp_min(1)
+        return total, counts
 
-    def _groups(self, lane: list[int], segment: Segment) -> Iterator["_Group"]:
+    def _groups(self, lane: list[int], segment: Segment) -> Iterator["Group"]:
         lengths, _ = self._period_rows(segment.period)
         return _groups(lane, lengths, self.job.batch_size, self.job.accumulate, segment)
 
-    def _walk(self, groups: list["_Group"], segment: Segment) -> Generator[tuple["_Group", int], None, None]:
+    def _walk(self, groups: list["Group"], segment: Segment) -> Generator[tuple["Group", int] | None, None, None]:
         """Yields (group, step) of a segment, with the global generators seeded for the group.
 
-        One group goes after another; where rows are read as they are needed, all go together, so that few are held.
+        One group goes after another, or all go in turns, with None between two steps, when the generators are left as
+        they were found. Where rows are read as they are needed, that lets few be held.
         """
         words = [
             (self.job.seed, "forward", segment.period, group.first, self._first + group.tasks[0]) for group in groups
         ]
-        if not isinstance(self.inputs, Streamed):
+        if not self.in_turns:
             for group, seeds in zip(groups, words, strict=True):
                 with random.seeded(self.device, *seeds):
                     for step in range(group.first, group.last):
                         yield group, step
             return
         draws = {id(group): random.Draws(self.device, *seeds) for group, seeds in zip(groups, words, strict=True)}
-        if self._reading is None or self._reading_from != (segment.period, segment.first):
+        if isinstance(self.inputs, Streamed) and self._reading_from != (segment.period, segment.first):
             self._read(self.inputs, segment)
         try:
             for group, step in _in_turns(groups):
                 with draws[id(group)].going_on():
                     yield group, step
+                yield None
         except BaseException:  # also where the steps are not taken to the end
             self._stop_reading()
             raise
-        self._reading_from = (segment.period, segment.last)
-        if self._reading is not None and not self._reading.left:
-            self._stop_reading()
+        if self._reading is not None:
+            self._reading_from = (segment.period, segment.last)
+            if not self._reading.left:
+                self._stop_reading()
 
     def _read(self, inputs: Streamed, segment: Segment) -> None:
         """Begins to read the rows of a period, from a segment on to its end."""
@@ -225,11 +253,11 @@ class LocalEngine(Engine):
         if self._rows_of is None or self._rows_of[0] != period:
             orders = self._orders(period)
             padded = nn.utils.rnn.pad_sequence(orders, batch_first=True)  # no batch reaches the padding
-            self._rows_of = period, [len(order) for order in orders], padded.to(self.device)
+            self._rows_of = period, [len(order) for order in orders], placed(padded, self.device)
         return self._rows_of[1:]
 
     def _orders(self, period: int) -> list[Int64[Tensor, " n"]]:
-        unlabelled = None if self.lesson is None else self.lesson.unlabelled.cpu()
+        unlabelled = self._unlabelled
         orders = row_orders(self.job.seed, period, self.job.train, unlabelled)
         for i, method in enumerate(self.job.methods):
             if overrides(method, "draw"):
@@ -249,10 +277,13 @@ class LocalEngine(Engine):
         self, some: Some, index: Int64[Tensor, "k B"], keys: Int64[Tensor, " k"], update: bool, record: bool
     ) -> Float[Tensor, " k"]:
         """One step of k tasks; returns their losses."""
-        states = [{name: some.of(value) for name, value in state.items()} for state in self.states]
-        batch = self._batch(some.which, index)
-        losses, grads, buffers = self._value_and_grads(some.stack(), batch, states, keys, record)
-        some.write(self.stack.buffers, buffers)
+        if self._captures is None or not record or self._reading is not None:
+            losses, grads = self._pass(some, record, index, keys)
+        else:
+            kind = (tuple(some.tasks), index.shape, self._temperature(), self._partly_labelled)
+            changed = list(self.stack.buffers.values())
+            losses, grads = self._captures(kind, partial(self._pass, some, record), (index, keys), changed)
+        states = self._states_of(some)
         mean = self._accumulate(some.tasks, grads, update)
         if mean is not None:
             if self.job.clip_norm is not None:
@@ -270,13 +301,27 @@ class LocalEngine(Engine):
                 some.write(self.states[i], states[i])
         return losses
 
+    def _pass(self, some: Some, record: bool, index: Int64[Tensor, "k B"], keys: Int64[Tensor, " k"]) -> Pass:
+        """Returns (losses, gradients) of k tasks on a batch of each, whose buffers go on."""
+        batch = self._batch(some.which, index)
+        losses, grads, buffers = self._value_and_grads(some.stack(), batch, self._states_of(some), keys, record)
+        some.write(self.stack.buffers, buffers)
+        return losses, grads
+
+    def _states_of(self, some: Some) -> list[State]:
+        return [{name: some.of(value) for name, value in state.items()} for state in self.states]
+
     def _accumulate(self, tasks: list[int], grads: Params, update: bool) -> Params | None:
         """Returns the mean gradient when the optimizer is to step, else None."""
         if self.job.accumulate == 1:
             return grads
         first = tasks[0]  # the same tasks stay together until they step (see `_steps`)
         sums, count = self._accumulated.pop(first, ({}, 0))
-        sums = {**sums, **{name: sums[name] + grad if name in sums else grad for name, grad in grads.items()}}
+        for name, grad in grads.items():
+            if name in sums:
+                sums[name] += grad
+            else:
+                sums[name] = grad.clone()  # its memory may be a graph's, which writes it anew
         if not update:
             self._accumulated[first] = (sums, count + 1)
             return None
@@ -390,7 +435,12 @@ class LocalEngine(Engine):
     # -- scoring --------------------------------------------------------------------------------------------------
 
     def score(self) -> Float[Tensor, "T 2"]:
-        return self._present_scores(list(range(self.job.tasks)), self._own)
+        (scores,) = take_turns([self.scoring()])
+        return scores
+
+    def scoring(self) -> Generator[None, None, Float[Tensor, "T 2"]]:
+        """`score`, with a stop before the host waits for what the device computes."""
+        return self._scoring(list(range(self.job.tasks)), self._own)
 
     def losses(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m"]:
         outputs, targets = self.predict(rows, best), self.job.targets[rows]
@@ -436,6 +486,12 @@ class LocalEngine(Engine):
                         outputs[t, chunk[missing]] = self._outputs_of(stack, t, _at(x, missing))
 
     def _present_scores(self, tasks: list[int], rows: list[Int64[Tensor, " _"]]) -> Float[Tensor, "k 2"]:
+        (scores,) = take_turns([self._scoring(tasks, rows)])
+        return scores
+
+    def _scoring(
+        self, tasks: list[int], rows: list[Int64[Tensor, " _"]]
+    ) -> Generator[None, None, Float[Tensor, "k 2"]]:
         """Some tasks as they stand, each on its rows: what they gave for validation rows is computed once."""
         found = [self.seen.of(t, own) for t, own in zip(tasks, rows, strict=True)]
         unknown = [i for i, outputs in enumerate(found) if outputs is None]
@@ -443,15 +499,17 @@ class LocalEngine(Engine):
             stack = self._evaluated()
             if len(unknown) < stack.tasks:
                 stack = stack.take(torch.tensor([tasks[i] for i in unknown]))
-            for i, outputs in zip(unknown, self._outputs_on(stack, [rows[i] for i in unknown]), strict=True):
-                found[i] = outputs
+            computed = self._outputs_on(stack, [rows[i] for i in unknown])
+            yield
+            for i, on_device in zip(unknown, computed, strict=True):
+                found[i] = outputs = on_device.cpu()
                 if rows[i] is self._own[tasks[i]]:
                     self.seen.put(tasks[i], outputs)
         return self._scores_of([outputs for outputs in found if outputs is not None], rows)
 
     def _scores(self, stack: TaskStack, rows: list[Int64[Tensor, " _"]]) -> Float[Tensor, "k 2"]:
         """Each of k models on its own rows."""
-        return self._scores_of(self._outputs_on(stack, rows), rows)
+        return self._scores_of([outputs.cpu() for outputs in self._outputs_on(stack, rows)], rows)
 
     def _scores_of(self, outputs: list[Float[Tensor, "_ C"]], rows: list[Int64[Tensor, " _"]]) -> Float[Tensor, "k 2"]:
         score, targets = self.job.objective.score, self.job.targets
@@ -459,7 +517,7 @@ class LocalEngine(Engine):
         return torch.tensor(pairs, dtype=torch.float64)
 
     def _outputs_on(self, stack: TaskStack, rows: list[Int64[Tensor, " _"]]) -> list[Float[Tensor, "_ C"]]:
-        """Outputs of k models, each on its own rows; on the CPU."""
+        """Outputs of k models, each on its own rows; on their device."""
         lengths, size = [len(own) for own in rows], self._evaluation_rows()
         with self._evaluating():
             if self._apart(max(lengths)):
@@ -474,7 +532,7 @@ class LocalEngine(Engine):
             index = torch.stack([own[torch.arange(max(lengths)) % len(own)] for own in rows])  # cycled to one length
             batches = self.inputs.batches(torch.split(index.to(self.device), size, dim=1))
             outputs = torch.cat([self._outputs(stack, x, shared=False) for x in batches], 1)
-        return [mine[:length] for mine, length in zip(outputs.cpu(), lengths, strict=True)]
+        return [mine[:length] for mine, length in zip(outputs, lengths, strict=True)]
 
     def _outputs(self, stack: TaskStack, x: Rows, shared: bool) -> Float[Tensor, "k m C"]:
         """Outputs of k models together, on the same rows [m, …] or each on its own [k, m, …]."""
@@ -719,6 +777,7 @@ class LocalEngine(Engine):
             **{f"best_method{i}": state for i, state in enumerate(self.best_states)},
         }
         values: dict[str, Any] = {"optimizers": others, "visits": self._visits, "temperature": None}
+        values["channels_last"] = self.job.channels_last  # chosen with the engine, and kept
         values["threads"] = self.threads  # sums are taken in another order by another number
         values["frozen"] = self._frozen_digest()
         if self.lesson is not None:
@@ -751,8 +810,9 @@ class LocalEngine(Engine):
         self.updater.restore(parts.get("optimizer", {}), values["optimizers"])
         self._visits, self.threads = values["visits"], values["threads"]
         self.centre = {name: value.to(self.device) for name, value in parts.get("centre", {}).items()}
-        self.lesson = None
-        if values["temperature"] is not None:
+        if values["temperature"] is None:
+            self.forget_lesson()
+        else:
             self._learn(Teach(temperature=values["temperature"], **parts["lesson"]))
 
     # -- small parts ----------------------------------------------------------------------------------------------
@@ -770,15 +830,43 @@ class LocalEngine(Engine):
         return digest.hexdigest()
 
     def _learn(self, lesson: Teach) -> None:
-        self.lesson = dataclasses.replace(
+        new = dataclasses.replace(
             lesson,
             targets=lesson.targets.to(self.device, self.dtype),
             weight=lesson.weight.to(self.device),
             unlabelled=lesson.unlabelled.to(self.device),
         )
-        self._partly_labelled = bool(lesson.unlabelled.any())
+        self.lesson = new if self._captures is None else self._in_place(new)
+        self._unlabelled = lesson.unlabelled.cpu()
+        self._partly_labelled = bool(self._unlabelled.any())
         self._rows_of = None  # the lesson has a say in which rows are visited
         self._stop_reading()
+
+    def forget_lesson(self) -> None:
+        """Goes on without the lesson that a plan gave."""
+        self.lesson = self._unlabelled = None
+        self._partly_labelled = False
+        self._rows_of = None
+        self._stop_reading()
+        self._drop_captures()
+
+    def _in_place(self, lesson: Teach) -> Teach:
+        """A lesson in memory of the engine's own, which is the last one's if it fits: graphs read it there."""
+        parts = {name: getattr(lesson, name) for name in ("targets", "weight", "unlabelled")}
+        last = self.lesson
+        if last is not None and all(_alike(getattr(last, name), part) for name, part in parts.items()):
+            return dataclasses.replace(
+                lesson, **{name: getattr(last, name).copy_(part) for name, part in parts.items()}
+            )
+        self._drop_captures()
+        return dataclasses.replace(lesson, **{name: part.clone() for name, part in parts.items()})
+
+    def _captures_on(self, make: MakeGraph, beside: bool = False) -> Captures:
+        return Captures(make, self.device, lambda: self._recorder.possible, beside)
+
+    def _drop_captures(self) -> None:
+        if self._captures is not None:
+            self._captures.drop()
 
     def _temperature(self) -> float:
         """What the lesson's targets were softened by: the one thing besides tensors that a step depends on."""
@@ -836,11 +924,12 @@ def start_stack(job: Job, generation: int = 0) -> TaskStack:
     """Returns the tasks' models before training; `generation` is raised to draw new starts of the same tasks."""
     starts = build_starts(job.model, job.tasks, job.shared_start, job.seed, generation)
     materialise(starts, job.inputs.rows(job.train[0].nonzero().flatten()[:2]), job.seed)
-    return stack_models(starts, job.device, job.dtype)
+    stack = stack_models(starts, job.device, job.dtype)
+    return stack.channels_last() if job.channels_last else stack
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Tasks that step together over a stretch of a period.
 
     Attributes:
@@ -866,7 +955,7 @@ class _Group:
 
 def _groups(
     lane: list[int], lengths: Sequence[int], batch_size: int, accumulate: int, segment: Segment
-) -> Iterator[_Group]:
+) -> Iterator[Group]:
     """Yields the stretches of a segment in which the same tasks of a lane step together, in order.
 
     Batches of one group are of one size. Tasks that go together also step together, so they stay the same from one
@@ -885,10 +974,36 @@ def _groups(
             if begin < counts[t]:
                 kinds.setdefault((min(batch_size, lengths[t]), min(full, counts[t])), []).append(t)
         for (size, _), tasks in kinds.items():
-            yield _Group(tasks, size, begin, end, min(counts[t] for t in tasks), accumulate)
+            yield Group(tasks, size, begin, end, min(counts[t] for t in tasks), accumulate)
 
 
-def _in_turns(groups: Sequence[_Group]) -> Iterator[tuple[_Group, int]]:
+def take_turns(going: Sequence[Generator[None, None, Result]]) -> list[Result]:
+    """Returns what each of several generators returns; they go on in turns, from one stop to the next."""
+    results: dict[int, Result] = {}
+    try:
+        while len(results) < len(going):
+            for i, one in enumerate(going):
+                if i not in results:
+                    try:
+                        next(one)
+                    except StopIteration as end:
+                        results[i] = end.value
+    finally:
+        for one in going:
+            one.close()
+    return [results[i] for i in range(len(going))]
+
+
+def mean_losses(total: Float[Tensor, " k"], counts: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Returns each task's mean loss over its batches, on the host, which waits for it."""
+    return total.cpu() / counts.clamp_min(1)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def _in_turns(groups: Sequence[Group]) -> Iterator[tuple[Group, int]]:
     """Yields (group, step): all groups take a step before any takes the next."""
     for step in range(
         min((group.first for group in groups), default=0), max((group.last for group in groups), default=0)

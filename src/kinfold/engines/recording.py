@@ -55,10 +55,13 @@ class Recorder:
         step: what is called; it may differentiate, and may use the global random generators of torch.
         modules: the model and, where it is one, the loss.
         possible: whether to record at all.
+
+    Attributes:
+        possible: whether steps are recorded, as far as is known.
     """
 
     def __init__(self, step: Step, modules: Sequence[nn.Module], possible: bool = True):
-        self._step, self._modules, self._possible = step, modules, possible
+        self._step, self._modules, self.possible = step, modules, possible
         self._programs: dict[Hashable, Callable[..., Gradients]] = {}
         self._seen: Hashable = None
 
@@ -88,7 +91,7 @@ class Recorder:
                 order.
         """
         arguments = (params, frozen, buffers, batch, states, keys)
-        if not (record and self._possible):
+        if not (record and self.possible):
             return self._step(*arguments)
         tensors = _tensors(*arguments)
         shapes = (kind, *[part is None for part in batch[4:]], *[value.shape for value in tensors])
@@ -104,26 +107,28 @@ class Recorder:
         with torch.no_grad():
             return program(*tensors)
 
-    def refresh(self) -> None:
-        """Drops the recordings if an attribute of a module has changed since they were made."""
-        if self._programs and _attributes(self._modules) != self._seen:
+    def refresh(self) -> bool:
+        """Drops the recordings if an attribute of a module has changed since they were made; returns whether."""
+        changed = bool(self._programs) and _attributes(self._modules) != self._seen
+        if changed:
             self._programs = {}
+        return changed
 
     def _record(self, arguments: tuple[Any, ...], tensors: list[Tensor]) -> Callable[..., Gradients] | None:
         """Returns a recording of the step, or None and gives up recording for good."""
         before = (_attributes(self._modules), _python_state())
-        self._possible = not any(_hooks(module) for top in self._modules for module in top.modules())
+        self.possible = not any(_hooks(module) for top in self._modules for module in top.modules())
         program = None
-        if self._possible:
+        if self.possible:
             try:
                 program = _program(self._step, arguments, tensors)
-                self._possible = _alike(self._step, program, arguments, tensors)
+                self.possible = _alike(self._step, program, arguments, tensors)
             except Exception as error:  # whatever a model, its loss or its methods do that cannot be recorded
                 _LOG.debug("steps of training are not recorded: %s", error)
-                self._possible = False
-        self._possible = self._possible and before == (_attributes(self._modules), _python_state())
+                self.possible = False
+        self.possible = self.possible and before == (_attributes(self._modules), _python_state())
         self._seen = before[0]
-        return program if self._possible else None
+        return program if self.possible else None
 
 
 def recorder_of(job: Job, model: nn.Module, step: Step) -> Recorder:

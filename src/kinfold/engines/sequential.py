@@ -1,5 +1,6 @@
 """One task after another, with ordinary autograd: runs whatever a plain training loop runs."""
 
+import abc
 from typing import final
 
 import torch
@@ -13,11 +14,9 @@ from kinfold.methods.base import Batch, Params, State
 from kinfold.tasks.state import TaskStack
 
 
-@final
-class Sequential(LocalEngine):
-    """Each task takes all its steps of a segment, then the next one does."""
+class OneByOne(LocalEngine, abc.ABC):
+    """Every task takes steps of its own. A subclass says in which order."""
 
-    name = "sequential"
     fuse = False
 
     @property
@@ -59,6 +58,13 @@ class Sequential(LocalEngine):
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         grads = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
         return value.detach(), grads, {name: buffer.detach() for name, buffer in buffers.items()}
+
+
+@final
+class Sequential(OneByOne):
+    """Each task takes all its steps of a segment, then the next one does."""
+
+    name = "sequential"
 
 
 def _first(tensors: Params) -> Params:

@@ -18,7 +18,8 @@ from kinfold.engines.sequential import Sequential
 from kinfold.tasks.order import Segment
 
 _ROUNDS = 3
-_BLOCK_SECONDS = 0.04
+_BLOCK_SECONDS = 0.1
+_OUT_OF_IT = 1.5  # times the best time: not timed again
 _WORTH_TIMING = 1.5  # seconds that one task's steps must take in all, for numbers of threads to be timed
 _PERIOD = UNRECORDED + 1  # so far on in a run that steps are recorded, whatever the number of steps a period has
 
@@ -56,8 +57,10 @@ def seconds_a_step(forms: Mapping[str, Form], job: Job) -> dict[str, float]:
                 continue
         best = dict.fromkeys(blocks, float("inf"))
         for _ in range(_ROUNDS):
+            least = min(best.values(), default=0.0)
             for name, block in blocks.items():
-                best[name] = min(best[name], block.seconds() * forms[name].share)
+                if best[name] == float("inf") or best[name] <= _OUT_OF_IT * least:
+                    best[name] = min(best[name], block.seconds() * forms[name].share)
     return best
 
 
@@ -111,9 +114,10 @@ class _Block:
     @classmethod
     def settled(cls, engine: Engine) -> "_Block":
         """Takes first steps, in which what is recorded is recorded, and sees how many a block should have."""
-        _timed(engine, Segment(_PERIOD, 0, 1))
-        step = _timed(engine, Segment(_PERIOD, 1, 2)) if int(engine.steps(_PERIOD).min()) > 1 else 0.0
         most = int(engine.steps(_PERIOD).min())
+        few = min(4, most)  # a call of an engine costs something, too, and is rare in a run
+        _timed(engine, Segment(_PERIOD, 0, 1))
+        step = _timed(engine, Segment(_PERIOD, 0, few)) / few
         return cls(engine, max(1, min(most, round(_BLOCK_SECONDS / max(step, 1e-6)))))
 
     def seconds(self) -> float:

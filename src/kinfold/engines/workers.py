@@ -12,7 +12,6 @@ Legend: T tasks, k those of one worker, N rows, m rows asked for, C classes or o
 """
 
 import dataclasses
-import itertools
 import mmap
 import multiprocessing
 import os
@@ -22,11 +21,11 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn, TypeAlias, final
+from typing import Any, NoReturn, final
 
 import numpy as np
 import torch
@@ -34,10 +33,11 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from kinfold.engines.base import Engine, Job
+from kinfold.engines.base import Job
 from kinfold.engines.local import LocalEngine, start_stack
 from kinfold.engines.seen import Seen
 from kinfold.engines.sequential import Sequential
+from kinfold.engines.sharing import Sharing, joined, optimizers_of, share_of, take_optimizers
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
 from kinfold.methods.base import Params
@@ -45,15 +45,10 @@ from kinfold.processes import usable_cpus
 from kinfold.tasks.order import Segment
 from kinfold.tasks.state import TaskStack
 from kinfold.tasks.update import MakeScheduler
-from kinfold.transfer.base import Outcome, Plan
-from kinfold.transfer.changes import Restart, Teach, Tune
-
-OptimizerState: TypeAlias = tuple[dict[str, Tensor], list[dict[str, Any]]]
-"""What `Updater.state` returns: (tensors keyed `task/parameter/slot`, JSON values of each task)."""
 
 
 @final
-class Workers(Engine):
+class Workers(Sharing):
     """Every worker process trains a share of the tasks. They start when first needed, and end with `close`.
 
     Args:
@@ -69,50 +64,17 @@ class Workers(Engine):
 
     def __init__(self, job: Job, processes: int | None = None, kind: type[LocalEngine] = Sequential):
         _check(job, processes)
-        self._job, self._kind = job, kind
-        self._whole = whole = kind(job, _shared_stack(start_stack(job)))
+        whole = kind(job, _shared_stack(start_stack(job)))
         whole.best = _shared_stack(whole.best)
         whole.states = [_shared(state) for state in whole.states]
         whole.seen = _shared_seen(whole.seen)
         whole.updater.unfuse()  # one form for all, however the tasks are shared out
-        count = min(job.tasks, usable_cpus() if processes is None else processes)
-        ends = [round(i * job.tasks / count) for i in range(count + 1)]
-        self._shares = [slice(first, end) for first, end in itertools.pairwise(ends)]
+        super().__init__(job, kind, whole, usable_cpus() if processes is None else processes)
         self._workers: list[_Worker] = []
-        self._visits = 0
-        self._closed = False
         # At exit it is left to `multiprocessing`, which knows whose processes they are: this process may be forked.
         weakref.finalize(self, _end, self._workers).atexit = False
 
-    # -- what workers do --------------------------------------------------------------------------------------------
-
-    def train(self, segment: Segment) -> Float[Tensor, " T"]:
-        if self._closed:
-            raise RunError("engine: it has been closed, and cannot train any more; start another.")
-        losses, visits = zip(*self._on_shares(_train, segment), strict=True)
-        self._visits += sum(visits)
-        return torch.cat(losses)
-
-    def score(self) -> Float[Tensor, "T 2"]:
-        return torch.cat(self._on_shares(LocalEngine.score))
-
-    def predict(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m C"]:
-        return torch.cat(self._on_shares(LocalEngine.predict, rows, best))
-
-    def losses(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m"]:
-        return torch.cat(self._on_shares(LocalEngine.losses, rows, best))
-
-    # -- what moves between tasks, and what the workers must hear of --------------------------------------------------
-
-    def apply(self, plan: Plan, period: int) -> Outcome:
-        proposes = bool(plan.touched(self._job.tasks).any())
-        moves = proposes and (plan.moments != "keep" or any(isinstance(change, Restart) for change in plan.changes))
-        tunes = any(isinstance(change, Tune) for change in plan.changes)
-        with self._optimizers_here() if moves or tunes else nullcontext():
-            outcome = self._whole.apply(plan, period)
-        if any(isinstance(change, Teach) for change in plan.changes):
-            self._teach()
-        return outcome
+    # -- what the workers must hear of ------------------------------------------------------------------------------
 
     def end_period(self, scores: Float[Tensor, "T 2"]) -> None:
         self._whole.end_period(scores)  # schedules are stepped on both sides, so that rates can be read here
@@ -160,13 +122,18 @@ class Workers(Engine):
     def options(self) -> dict[str, Float[Tensor, " T"]]:
         return self._whole.options()
 
-    def visits(self) -> int:
-        return self._visits
-
     # -- the processes ---------------------------------------------------------------------------------------------
 
+    def _trained(self, segment: Segment) -> list[tuple[Float[Tensor, " k"], int]]:
+        return self._on_shares(_train, segment)
+
+    def _scored(self) -> list[Float[Tensor, "k 2"]]:
+        return self._on_shares(LocalEngine.score)
+
+    def _models_here(self) -> AbstractContextManager[None]:
+        return nullcontext()  # they lie in shared memory
+
     def _on_shares(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Returns what a function of an engine gives for each share of the tasks."""
         if self._closed:
             return [function(self._whole, *arguments)]
         if not self._workers:
@@ -174,7 +141,7 @@ class Workers(Engine):
         return self._tell(function, [arguments] * len(self._shares))
 
     def _tell(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Calls a function by its name with each worker's engine and arguments of its own, if there are workers."""
+        # By its name: a function cannot be sent.
         answers: dict[_Worker, Any] = {}
         with self._all_or_none():
             for worker, given in zip(self._workers, arguments, strict=False):
@@ -183,15 +150,6 @@ class Workers(Engine):
                 ready = wait([worker.connection for worker in waiting])
                 answers |= {worker: worker.answer() for worker in waiting if worker.connection in ready}
         return [answers[worker] for worker in self._workers]
-
-    @contextmanager
-    def _all_or_none(self) -> Iterator[None]:
-        """If one fails, the tasks are no longer all at the same point, and none can go on."""
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
 
     def _start(self) -> None:
         fork = multiprocessing.get_context("fork")
@@ -216,41 +174,21 @@ class Workers(Engine):
 
     def _engine(self, tasks: slice) -> LocalEngine:
         """An engine for some of the tasks, over the memory that holds them all."""
-        job, whole = self._job, self._whole
-        own = dataclasses.replace(
-            job,
-            inputs=whole.inputs,
-            train=job.train[tasks],
-            validation=job.validation[tasks],
-            optimizer=job.optimizer if callable(job.optimizer) else job.optimizer[tasks],
-        )
-        engine = self._kind(own, whole.stack.rows(tasks), tasks.start)
+        whole = self._whole
+        engine = self._kind(self._job_of(tasks), whole.stack.rows(tasks), tasks.start)
         engine.best = whole.best.rows(tasks)
         engine.seen = whole.seen.tasks(tasks)
         engine.states = [{name: value[tasks] for name, value in state.items()} for state in whole.states]
         return engine
 
-    def _teach(self) -> None:
-        lesson = self._whole.lesson
-        assert lesson is not None
-        own = [(lesson.targets[t], lesson.weight[t], lesson.unlabelled[t], lesson.temperature) for t in self._shares]
-        self._tell(_learn, own)
-
-    @contextmanager
-    def _optimizers_here(self) -> Iterator[None]:
-        """The optimizers' state, which is the workers' while there are any, is here within."""
-        self._fetch()
-        yield
-        self._hand_over()
-
     def _fetch(self) -> None:
         if self._workers:
-            self._whole.updater.restore(*_joined(self._tell(_optimizers, [()] * len(self._shares)), self._shares))
+            self._whole.updater.restore(*joined(self._tell(optimizers_of, [()] * len(self._shares)), self._shares))
 
     def _hand_over(self) -> None:
         if self._workers:
             tensors, values = self._whole.updater.state()
-            self._tell(_take_optimizers, [_share_of(tensors, values, tasks) for tasks in self._shares])
+            self._tell(take_optimizers, [share_of(tensors, values, tasks) for tasks in self._shares])
             self._whole.updater.restore({}, values)
 
 
@@ -289,25 +227,6 @@ def _train(engine: LocalEngine, segment: Segment) -> tuple[Float[Tensor, " k"], 
 
 def _end_period(engine: LocalEngine, losses: list[float]) -> None:
     engine.updater.end_period(losses)
-
-
-def _learn(
-    engine: LocalEngine,
-    targets: Float[Tensor, "k N C"],
-    weight: Float[Tensor, "k *N"],
-    unlabelled: Bool[Tensor, "k N"],
-    temperature: float,
-) -> None:
-    teachers = torch.zeros(len(targets), len(targets), dtype=torch.bool)  # they matter to the ledger alone
-    engine.apply(Plan((Teach(targets, weight, teachers, unlabelled, temperature),)), period=0)
-
-
-def _optimizers(engine: LocalEngine) -> OptimizerState:
-    return engine.updater.state()
-
-
-def _take_optimizers(engine: LocalEngine, tensors: dict[str, Tensor], values: list[dict[str, Any]]) -> None:
-    engine.updater.restore(tensors, values)
 
 
 # -- between processes ---------------------------------------------------------------------------------------------
@@ -411,28 +330,6 @@ def _shared(tensors: Params) -> Params:
         return torch.frombuffer(memory, dtype=value.dtype).view(value.shape).copy_(value.detach())
 
     return {name: moved(value) for name, value in tensors.items()}
-
-
-def _joined(parts: Sequence[OptimizerState], shares: Sequence[slice]) -> OptimizerState:
-    """The optimizers of all shares, under the tasks' numbers among all."""
-    tensors = {
-        _renumbered(key, tasks.start): value
-        for (own, _), tasks in zip(parts, shares, strict=True)
-        for key, value in own.items()
-    }
-    return tensors, [value for _, values in parts for value in values]
-
-
-def _share_of(tensors: dict[str, Tensor], values: list[dict[str, Any]], tasks: slice) -> OptimizerState:
-    """Those of some tasks, under their numbers among these."""
-    mine = {f"{t}" for t in range(tasks.start, tasks.stop)}
-    own = {_renumbered(key, -tasks.start): v for key, v in tensors.items() if key.partition("/")[0] in mine}
-    return own, values[tasks]
-
-
-def _renumbered(key: str, by: int) -> str:
-    task, _, rest = key.partition("/")
-    return f"{int(task) + by}/{rest}"
 
 
 def _named(tasks: slice) -> str:

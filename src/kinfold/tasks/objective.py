@@ -87,6 +87,10 @@ class Objective:
         """C in classification, else None."""
         return self.outputs if self.kind == "classification" else None
 
+    def on(self, device: torch.device, dtype: torch.dtype) -> "Objective":
+        """Returns the objective as it was first made, for another device."""
+        return make_objective(self.kind, self.outputs, self.score_loss, self.metric, device, dtype)
+
     def of_probabilities(self) -> "Objective":
         """Returns the objective with a loss that takes probabilities of the classes, whatever it was made for.
 

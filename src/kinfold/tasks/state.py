@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -20,6 +20,7 @@ from kinfold import random
 from kinfold.errors import InputError
 from kinfold.importing import one_line
 from kinfold.methods.base import Params, Rows
+from kinfold.placing import placed
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,33 @@ class TaskStack:
         frozen = {name: value[: len(tasks)] for name, value in self.frozen.items()}  # the same for all, so never copied
         return TaskStack(self.module, params, frozen, buffers)
 
+    def channels_last(self) -> "TaskStack":
+        """Returns the same models, with the channels of four-dimensional weights innermost in memory.
+
+        Whatever is computed from them in place, or laid out like them, stays so: gradients, moments, snapshots.
+
+        Example:
+            >>> models = [nn.Conv2d(3, 4, 2)] * 2
+            >>> stack = stack_models(models, torch.device("cpu"), torch.float32).channels_last()
+            >>> stack.params["weight"].shape, stack.params["weight"].stride()
+            (torch.Size([2, 4, 3, 2, 2]), (48, 12, 1, 6, 3))
+        """
+        params, frozen = (
+            {name: _channels_last(value) if value.ndim == 5 else value for name, value in part.items()}
+            for part in (self.params, self.frozen)
+        )
+        return TaskStack(self.module, params, frozen, self.buffers)
+
+    def on(self, device: torch.device) -> "TaskStack":
+        """Returns a copy with a structure and memory of its own on a device."""
+        params, buffers = (
+            {name: value.detach().to(device, copy=True) for name, value in part.items()}
+            for part in (self.params, self.buffers)
+        )
+        # The same for all, so copied once.
+        frozen = {name: value[:1].to(device).expand_as(value) for name, value in self.frozen.items()}
+        return TaskStack(copy.deepcopy(self.module).to(device), params, frozen, buffers)
+
     def put(self, tasks: Int64[Tensor, " k"], rows: "TaskStack") -> None:
         """Writes [k, …] rows over some tasks, in place, so that row views keep sharing the memory."""
         for mine, theirs in ((self.params, rows.params), (self.buffers, rows.buffers)):
@@ -89,8 +117,8 @@ class Some:
         self.tasks = tasks
         self.everyone = len(tasks) == stack.tasks
         device = next(iter(stack.params.values())).device
-        self.which: Int64[Tensor, " k"] = torch.tensor(tasks, device=device)
         side_by_side = tasks == list(range(tasks[0], tasks[-1] + 1))
+        self.which: Int64[Tensor, " k"] = placed(torch.tensor(tasks), device)
         self._rows: slice | Tensor = slice(tasks[0], tasks[-1] + 1) if side_by_side else self.which
         self._whole = stack
         self._views = stack if self.everyone else stack.rows(self._rows) if isinstance(self._rows, slice) else None
@@ -207,6 +235,11 @@ def stack_models(starts: Sequence[nn.Module], device: torch.device, dtype: torch
         return TaskStack(modules[0], params, {}, {**stacked(fixed), **buffers})
     frozen = {name: value.detach()[None].expand(len(starts), *value.shape) for name, value in fixed[0].items()}
     return TaskStack(modules[0], params, frozen, buffers)
+
+
+def _channels_last(stacked: Float[Tensor, "T O I H W"]) -> Float[Tensor, "T O I H W"]:
+    one = stacked[:1] if stacked.stride(0) == 0 else stacked  # what is common to all tasks stays one copy
+    return one.movedim(2, -1).contiguous().movedim(-1, 2).expand_as(stacked)
 
 
 def forward(module: nn.Module, params: Params, frozen: Params, buffers: Params, x: Rows) -> tuple[Tensor, Params]:

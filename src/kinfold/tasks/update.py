@@ -251,9 +251,11 @@ class Updater:
                     news: Sequence[Any] = list(change(name, torch.stack([old for old in olds if old is not None])))
                 else:
                     news = [olds[donor] for donor in donors]
-                for state, new in zip(states, news, strict=True):
+                for row, state, new in zip(self._rows, states, news, strict=True):
                     if new is None:
                         state.pop(slot, None)
+                    elif _is_moment(slot, new, row[name].shape):
+                        state[slot] = _laid_out_as(row[name], new.clone())
                     else:
                         state[slot] = new.clone() if isinstance(new, Tensor) else new
 
@@ -280,7 +282,7 @@ class Updater:
 
     def restore(self, tensors: Mapping[str, Tensor], others: Sequence[Mapping[str, Any]]) -> None:
         """Puts back what `state` returned."""
-        if self.fused and not others[0]["fused"]:  # the tasks may have parted: step counts, rates, forgotten moments
+        if self.fused and not (all(other["fused"] for other in others) and in_step(tensors, others)):
             self._unfused()
         by_task: list[dict[tuple[str, str], Tensor]] = [{} for _ in range(self.tasks)]
         for key, value in tensors.items():
@@ -299,7 +301,9 @@ class Updater:
                 if self.fused and _is_moment(slot, value, parameter.shape[1:]):
                     value = torch.stack([row[name, slot] for row in by_task])
                 moves = slot not in _COUNTERS or id(parameter) in beside
-                optimizer.state[parameter][slot] = value.detach().clone().to(parameter.device if moves else "cpu")
+                own = value.detach().clone().to(parameter.device if moves else "cpu")
+                moment = _is_moment(slot, own, parameter.shape)
+                optimizer.state[parameter][slot] = _laid_out_as(parameter, own) if moment else own
             for key, plain in others[t]["slots"].items():
                 name, slot = key.rsplit("/", 1)
                 optimizer.state[names[name]][slot] = plain
@@ -382,11 +386,31 @@ class Updater:
             raise InputError(f"scheduler: it cannot be made ({one_line(error)}).") from error
 
 
+def in_step(tensors: Mapping[str, Tensor], others: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether tasks' optimizers, as `Updater.state` gives them, have not parted: one could step them all.
+
+    They part by step counts, rates and forgotten moments.
+    """
+    slots: list[set[str]] = [set() for _ in others]
+    counters: dict[str, list[Tensor]] = {}
+    for key, value in tensors.items():
+        task, slot = key.split("/", 1)
+        slots[int(task)].add(slot)
+        if slot.rpartition("/")[2] in _COUNTERS:
+            counters.setdefault(slot, []).append(value)
+    own = [{name: value for name, value in other.items() if name != "fused"} for other in others]
+    return (
+        all(mine == slots[0] for mine in slots)
+        and all(mine == own[0] for mine in own)
+        and all(bool((torch.stack(values) == values[0]).all()) for values in counters.values())
+    )
+
+
 def _laid_out_as(parameter: Tensor, grad: Tensor | None) -> Tensor | None:
     """Returns a gradient that lies in memory as the parameter does: moments begin as its copies, and stay so."""
     if grad is None or grad.stride() == parameter.stride():
         return grad
-    return torch.empty_like(parameter).copy_(grad)
+    return torch.empty_like(parameter, dtype=grad.dtype).copy_(grad)
 
 
 def _is_number(value: object) -> bool:
