@@ -49,7 +49,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """
         if self._writer is not None and self._writer.is_alive():
             return False
-        self._wait()
+        self.wait()
         return time.perf_counter() - self._began >= _REST * self._seconds
 
     def save(self, period: int, tensors: dict[str, Tensor], values: Any) -> None:
@@ -58,12 +58,18 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         Tensors are copied before it returns; `values` must not be changed afterwards. Where the last checkpoint is
         still being written, it waits for that.
         """
-        self._wait()
+        self.wait()
         self._began = time.perf_counter()
         copies = own_copies(tensors)
-        # A thread for each, and none that idles: workers may be forked between two checkpoints.
-        self._writer = threading.Thread(target=self._write, args=(period, copies, values), name="checkpoint")
-        self._writer.start()
+        # A thread for each, and none that idles; what is forked beside it writes nothing, and leaves its files alone.
+        writer = threading.Thread(target=self._write, args=(period, copies, values), name="checkpoint")
+        try:
+            writer.start()
+        except RuntimeError as error:
+            raise RunError(
+                f"checkpoint: no thread can be started to write it ({error}); end other programs."
+            ) from error
+        self._writer = writer
 
     def latest(self) -> tuple[dict[str, Tensor], Any] | None:
         """Returns (tensors, values) of the latest checkpoint that can be read, or None where there is none.
@@ -85,7 +91,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._wait()
+            self.wait()
         except RunError:
             if kind is None:  # else the run has ended by what came first
                 raise
@@ -102,7 +108,12 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             self._failed.__cause__ = error
         self._seconds = time.perf_counter() - self._began
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Waits until what was handed over is written.
+
+        Raises:
+            RunError: it could not be written.
+        """
         if self._writer is not None:
             self._writer.join()
             self._writer = None

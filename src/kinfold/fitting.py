@@ -229,6 +229,8 @@ def carry_out(
             lesson = ask_for_lesson(started, job, progress, remaining, unsealed, last=end == stages[-1])
             if lesson is not None:
                 break
+        if checkpoints is not None:
+            checkpoints.wait()  # a student's are counted from the last of the tasks'
         result = finish(
             started,
             job,

@@ -105,7 +105,7 @@ def train_student(
         engine.restore(tensors, values["engine"])
         done, seconds, train_loss = values["epochs"], values["seconds"], values["train_loss"]
     earlier = seconds
-    with contextlib.nullcontext() if kept is None else kept:
+    with contextlib.closing(engine), contextlib.nullcontext() if kept is None else kept:
         for epoch in range(done + 1, epochs + 1):
             began = time.perf_counter()
             rate = float(engine.options()["lr"][0])

@@ -155,6 +155,56 @@ class Branching(Counting):
         return self.linear(x) if x.sum() > 0 else -self.linear(x)
 
 
+class Masking(Counting):
+    """The size of what it works on depends on data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x[x[:, 0] > 0]
+        return self.linear(x) + (kept.mean() if len(kept) else 0.0)
+
+
+class DrawsByItsOwn(Counting):
+    """Drops its output at random, by a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * float(self.generator.random() < 0.5)
+
+
+class Configured(Counting):
+    """Reads an object of which it cannot be seen whether it has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(scale=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.config.scale
+
+
+class OwnLoss(nn.Module):
+    """May change as it likes."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets)
+
+
+class Caching(nn.Module):
+    """Makes a table in its first pass, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.table = nn.Linear(5, 3), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.arange(5.0, dtype=torch.float64)
+        return self.linear(x + self.table)
+
+
 def hooked() -> nn.Module:
     model = nn.Linear(5, 3)
     model.register_forward_hook(lambda *_: None)
@@ -173,10 +223,14 @@ def own_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         {"model": DrawsInPython},
         {"model": DrawsInNumPy},
         {"model": Branching},
+        {"model": Masking},
+        {"model": DrawsByItsOwn},
+        {"model": Configured},
         {"model": hooked},
         {"loss": own_loss},
+        {"loss": OwnLoss()},
     ],
-    ids=lambda changes: next(iter(changes.values())).__name__,
+    ids=lambda changes: getattr(next(iter(changes.values())), "__name__", "OwnLoss"),
 )
 def test_what_could_go_wrong_is_not_recorded(
     lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
@@ -212,12 +266,36 @@ def test_a_changed_attribute_is_recorded_anew(lab: SimpleNamespace) -> None:
     lab.assert_close(*(engine.stack.params for engine in engines))
 
 
-def test_shapes_beyond_the_most_are_called(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinfold.engines.recording._MOST", 1)
-    job = lab.make_job(sizes=(44, 31, 30))
-    recorded, called = lab.train(Vectorised, job), lab.train(partial(unrecorded, Vectorised), job)
-    assert len(recorded.engine._recorder._programs) == 1
-    lab.assert_agree(recorded, called)
+@pytest.mark.parametrize("make", ENGINES)
+def test_what_a_first_pass_makes_is_no_obstacle(lab: SimpleNamespace, make: Any) -> None:
+    """An engine of a run that goes on has not been probed: its first step may be a recorded one."""
+    engine = make(lab.make_job(model=Caching))
+    engine.train(Segment(2))
+    assert engine._recorder._programs
+
+
+def test_short_stretches_of_a_period_are_not_recorded(lab: SimpleNamespace) -> None:
+    sizes = (44, *range(43, 11, -1))
+    engine = Vectorised(lab.make_job(tasks=len(sizes), sizes=sizes, batch_size=1))
+    engine.train(Segment(1))
+    assert len(engine._recorder._programs) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_what_is_recorded_does_not_hang_on_where_a_period_is_cut(lab: SimpleNamespace, cut: int) -> None:
+    job = lab.make_job(sizes=(44, 31, 30), accumulate=2)
+    whole, parts = Vectorised(job), Vectorised(job)
+    whole.train(Segment(1))
+    parts.train(Segment(1, 0, cut))
+    parts.train(Segment(1, cut))
+    assert set(whole._recorder._programs) == set(parts._recorder._programs)
+
+
+def test_a_verdict_survives_a_checkpoint(lab: SimpleNamespace) -> None:
+    one, other = Sequential(lab.make_job(model=Counting)), Sequential(lab.make_job(model=Counting))
+    one.train(Segment(1))
+    other.restore(*one.state())
+    assert not other._recorder.possible
 
 
 def test_gradients_of_stacked_layers_lie_as_their_weights(lab: SimpleNamespace) -> None:

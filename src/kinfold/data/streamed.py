@@ -225,7 +225,7 @@ class Reading(Iterator[Rows]):
         if self._pieces is not None:
             self._pieces.close()
         self.left = 0
-        self._waiting = self._held = self._held[:0]
+        self._waiting = self._held = self._held.new_empty((0, *self._held.shape[1:]))  # a view would keep the slots
 
     def _take(self) -> Rows:
         if self._pieces is None:
@@ -330,8 +330,8 @@ def ended_processes_named() -> Iterator[None]:
         yield
     except RunError:
         raise
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # by when it ended: torch's own, or of what it had sent
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise RunError(
             f"data: a reading process ended ({one_line(error)}); if it was for want of memory, use fewer (num_workers)."

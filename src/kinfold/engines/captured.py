@@ -12,8 +12,10 @@ wherever it stands. See `torch.cuda.CUDAGraph`, and *Accelerating PyTorch with C
 """
 
 import abc
+import gc
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias, final
@@ -88,7 +90,7 @@ class Captures:
 
         Args:
             kind: whatever else the function depends on, the shapes of what is given included.
-            function: must read nothing but what is given and tensors that stay where they are.
+            function: must read nothing but what is given, what it holds, and tensors that stay where they are.
             given: what is new with every call.
             written: what the function changes in place.
         """
@@ -117,20 +119,23 @@ class Captures:
         self._possible = False
         try:
             with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
-                undrawn = self._generator()
+                undrawn, host = self._generator(), torch.get_rng_state()
                 function(*own)
+                if self._device.type != "cpu" and not torch.equal(host, torch.get_rng_state()):
+                    return None  # what is drawn on the host would be the same number for ever
                 if not self._allowed() or (self._beside and not torch.equal(undrawn, self._generator())):
                     return None
                 graph = self._make(next((kept.graph for kept in self._kept.values()), None))
                 results = graph.capture(partial(function, *own))
         except Exception as error:  # whatever a model or a method does that a graph cannot hold
             _LOG.debug("steps of training are not captured: %s", error)
+            self._kept = {}
             return None
         finally:
             for value, old in zip(written, before, strict=True):
                 value.copy_(old)
         self._possible = True
-        return _Captured(graph, own, results)
+        return _Captured(graph, function, own, results)
 
     def _generator(self) -> Tensor:
         """Where the device's global generator stands; on the host."""
@@ -139,9 +144,13 @@ class Captures:
 
 @dataclass(frozen=True)
 class _Captured:
-    """A graph, the tensors it reads what is new from, and those it leaves its results in."""
+    """A graph, what it is of, the tensors it reads what is new from, and those it leaves its results in.
+
+    The function is kept since the graph goes on reading the memory of what it holds.
+    """
 
     graph: Graph
+    function: Callable[..., Pass]
     given: Sequence[Tensor]
     results: Pass
 
@@ -172,13 +181,38 @@ class _CUDAGraph(Graph):
         try:
             # Entered around the capture, too: one that fails does not find its way back to the stream it came from.
             with torch.cuda.device(self._device), torch.cuda.stream(there):
-                for _ in range(_REHEARSALS):
-                    function()
+                for rehearsal in range(_REHEARSALS):
+                    with _no_waits() if rehearsal else nullcontext():  # the first may set up what is waited for
+                        function()
                 # What other threads do meanwhile (reading, pinning) is not for this graph to forbid.
-                with torch.cuda.graph(self._graph, pool=self._pool, stream=there, capture_error_mode="thread_local"):
+                graph = torch.cuda.graph(self._graph, pool=self._pool, stream=there, capture_error_mode="thread_local")
+                with _no_collection(), graph:
                     return function()
         finally:
             here.wait_stream(there)
 
     def replay(self) -> None:
         self._graph.replay()
+
+
+@contextmanager
+def _no_waits() -> Iterator[None]:
+    """Within, what waits for the device raises: so it is found where failing leaves nothing behind."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Within, no garbage is collected: a graph that is destroyed during a capture spoils it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from kinfold.engines.devices import Devices
 from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.streams import Streams
-from kinfold.engines.timing import Form, best_threads, by_one_thread, quick_step, seconds_a_step, told
+from kinfold.engines.timing import Form, best_threads, by_one_thread, first_tasks, quick_step, seconds_a_step, told
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
 from kinfold.errors import InputError, unknown
@@ -33,10 +33,10 @@ ENGINES: dict[str, Callable[[Job], Engine]] = {
 
 
 _WORTH_TIMING = 20.0
-"""Seconds that training must take, one task after another, for forms of running it to be timed."""
+"""Seconds that training must take for forms of running it to be timed."""
 
-_STEPS_OF_TIMING, _SHARE_OF_TIMING = 100, 0.05
-"""Steps of one task that timing costs about, and how much of the training they may be."""
+_STEPS_OF_TIMING, _STACKED_STEPS_OF_TIMING, _SHARE_OF_TIMING = 60, 12, 0.05
+"""Steps of one task, and of all of them stacked, that timing costs about; and how much of the training it may be."""
 
 
 def choose_engine(name: str, job: Job, steps: int = 0) -> tuple[Engine, str | None]:
@@ -67,8 +67,7 @@ def choose_engine(name: str, job: Job, steps: int = 0) -> tuple[Engine, str | No
     except Exception as error:  # the user's factory, optimizer, scheduler or methods, which may raise anything
         raise InputError(f"model, optimizer or scheduler: cannot be set up ({_line(error)}); correct it.") from error
     try:
-        with _saved_bytes() as saved:
-            plain.probe()
+        plain.probe()
     except InputError:
         raise
     except Exception as error:
@@ -78,25 +77,28 @@ def choose_engine(name: str, job: Job, steps: int = 0) -> tuple[Engine, str | No
             f"model: a training step on rows of shape {shape} failed ({_line(error)}); "
             "check the model's input and output shapes, the loss and the methods."
         ) from error
-    if name == "sequential" or (name == "auto" and job.tasks == 1):
+    if name == "sequential":
         return _by_best_threads(plain, steps), None
     if name == "streams":
+        del plain  # its memory
         return Streams(job), None
     layers = list(plain.stack.module.modules())
     convolves = any(isinstance(layer, _ConvNd) for layer in layers)
-    crowded = name == "auto" and job.device.type == "cpu" and sum(saved) > _free_bytes() / 2
+    crowded = name == "auto" and job.device.type == "cpu" and job.tasks > 1 and _saved_bytes(plain) > _free_bytes() / 2
     together = f"{job.tasks} tasks do not fit in memory together" if crowded else _stacked(job)
     stacks = isinstance(together, Vectorised)
     if name == "workers":
         return Workers(job, kind=_kind_of_workers(stacks, convolves)), None
     if name == "devices":
+        del plain, together
         return Devices(job, kind=Vectorised if stacks else Sequential), None
-    if name == "auto" and _long(job, steps):
+    if name == "auto" and _long(job, steps, stacks):
         del plain, together  # their memory
         return _fastest(job, stacks, convolves, any(isinstance(layer, nn.Conv2d) for layer in layers))
-    if isinstance(together, Vectorised):
+    if isinstance(together, Vectorised) and not (name == "auto" and job.tasks == 1):
         return together, None
-    return _by_best_threads(Sequential(job), steps), f"engine: sequential, since {together}."
+    line = None if stacks else f"engine: sequential, since {together}."
+    return _by_best_threads(Sequential(job), steps), line
 
 
 def _fastest(job: Job, stacks: bool, convolves: bool, images: bool) -> tuple[Engine, str]:
@@ -108,6 +110,8 @@ def _fastest(job: Job, stacks: bool, convolves: bool, images: bool) -> tuple[Eng
         job = last if layouts[True] < layouts[False] else job
     forms = _forms(job, stacks, convolves)
     found = seconds_a_step(forms, job)
+    if not found:
+        return Sequential(job), "engine: sequential, since no form could be timed."
     fastest = min(found, key=lambda form: found[form])
     return forms[fastest].make(job), told(found, f"{fastest}{', channels last' if job.channels_last else ''}")
 
@@ -122,7 +126,7 @@ def _forms(job: Job, stacks: bool, convolves: bool) -> dict[str, Form]:
     if torch.get_num_threads() > 1:
         forms["sequential, one thread"] = Form(by_one_thread, tasks=1, share=job.tasks)
     count, kind = min(job.tasks, usable_cpus()), _kind_of_workers(stacks, convolves)
-    if count > 1:
+    if count > 1 and sys.platform != "darwin":  # where frameworks do not bear a fork that nobody asked for
         few = Form(partial(Workers, kind=kind), tasks=count, share=math.ceil(job.tasks / count))
         forms["workers"] = few if kind is Sequential else dataclasses.replace(few, tasks=None, share=1)
     return forms
@@ -132,13 +136,16 @@ def _kind_of_workers(stacks: bool, convolves: bool) -> type[LocalEngine]:
     return Vectorised if stacks and not convolves else Sequential
 
 
-def _long(job: Job, steps: int) -> bool:
+def _long(job: Job, steps: int, stacks: bool) -> bool:
+    """Whether training will take so long, in the form that is taken where nothing is timed, that timing pays."""
     if isinstance(job.inputs, Streamed):  # timing would begin to read, and measure that
         return False
     if steps == 0:
         return False
-    step = quick_step(job)
-    return steps * job.tasks * step > _WORTH_TIMING + _STEPS_OF_TIMING * step / _SHARE_OF_TIMING
+    one = quick_step(first_tasks(job, 1))
+    step = quick_step(job, Vectorised) if stacks else job.tasks * one
+    timing = (_STEPS_OF_TIMING + _STACKED_STEPS_OF_TIMING * job.tasks) * one
+    return steps * step > _WORTH_TIMING + timing / _SHARE_OF_TIMING
 
 
 def _by_best_threads(engine: Sequential, steps: int) -> Sequential:
@@ -146,23 +153,27 @@ def _by_best_threads(engine: Sequential, steps: int) -> Sequential:
     return engine
 
 
-@contextmanager
-def _saved_bytes() -> Iterator[list[int]]:
-    """Collects the sizes of what autograd saves within: of all tasks, one after another, as much as of their stack."""
+def _saved_bytes(engine: Sequential) -> int:
+    """Returns how much autograd saves in a step of all tasks, one after another; their stack saves as much at once."""
     sizes: list[int] = []
 
     def noted(value: Tensor) -> Tensor:
         sizes.append(value.numel() * value.element_size())
         return value
 
-    with torch.autograd.graph.saved_tensors_hooks(noted, lambda value: value):
-        yield sizes
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(noted, lambda value: value):
+            engine.probe()
+    except Exception:  # derivatives by `torch.func` do not go with such hooks
+        return 0
+    return sum(sizes)
 
 
 def _free_bytes() -> float:
     try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # not every system tells
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not every system tells
         return math.inf
 
 

@@ -4,6 +4,7 @@ Legend: T tasks, k some of them, N rows, m rows asked for, B batch, C classes or
 """
 
 import abc
+import bisect
 import contextlib
 import dataclasses
 import hashlib
@@ -59,6 +60,7 @@ Result = TypeVar("Result")
 
 _DRAWING = ("batch", "loss", "gradients")  # the stages that get a key in every step
 UNRECORDED = 32  # first steps of a task: to record one takes as long as a hundred small ones, and a run may be short
+_STRETCHES = 16  # into so many a period may be cut by tasks that end, for the steps of each to be recorded
 _RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets all take part
 _APART = 128  # rows from which a CPU scores models faster one by one: stacked, their activations overflow its caches
 
@@ -186,7 +188,7 @@ class LocalEngine(Engine):
                 some, (rows, key) = parts[id(group)], orders[id(group)]
                 index = rows[:, step * job.batch_size : step * job.batch_size + group.size]
                 # By the period, and not by what this process did: it may go on with a run.
-                record = (segment.period - 1) * group.end + step >= UNRECORDED
+                record = group.long and (segment.period - 1) * group.end + step >= UNRECORDED
                 drawn = random.fold_in(key, step) if drawing else key
                 some.add(total, self._step(some, index, drawn, group.updates(step), record))
         counts = torch.zeros(job.tasks, dtype=torch.float64)
@@ -281,7 +283,7 @@ class LocalEngine(Engine):
             losses, grads = self._pass(some, record, index, keys)
         else:
             kind = (tuple(some.tasks), index.shape, self._temperature(), self._partly_labelled)
-            changed = list(self.stack.buffers.values())
+            changed = some.memory_of(self.stack.buffers)  # and no more: the rest may be at work on other streams
             losses, grads = self._captures(kind, partial(self._pass, some, record), (index, keys), changed)
         states = self._states_of(some)
         mean = self._accumulate(some.tasks, grads, update)
@@ -315,7 +317,7 @@ class LocalEngine(Engine):
         """Returns the mean gradient when the optimizer is to step, else None."""
         if self.job.accumulate == 1:
             return grads
-        first = tasks[0]  # the same tasks stay together until they step (see `_steps`)
+        first = tasks[0]  # the same tasks stay together until they step (see `_groups`)
         sums, count = self._accumulated.pop(first, ({}, 0))
         for name, grad in grads.items():
             if name in sums:
@@ -461,12 +463,12 @@ class LocalEngine(Engine):
             place = torch.full((len(self.inputs),), -1)
             place[before] = torch.arange(len(before))
             if bool((place[rows] >= 0).all()):
-                return outputs[:, place[rows]]
+                return outputs[:, place[rows]]  # a copy
         self._of_best = None  # before its successor takes memory
         outputs = self.seen.outputs.new_empty(self.job.tasks, len(rows), self.seen.outputs.shape[2])
         self._fill(outputs, torch.zeros(outputs.shape[:2], dtype=torch.bool), self.best, rows)
-        self._of_best = now, rows, outputs
-        return outputs
+        self._of_best = now, rows.clone(), outputs
+        return outputs.clone()  # theirs to change
 
     def _fill(
         self, outputs: Float[Tensor, "T m C"], known: Bool[Tensor, "T m"], stack: TaskStack, rows: Int64[Tensor, " m"]
@@ -554,7 +556,8 @@ class LocalEngine(Engine):
         """Within, models are evaluated."""
         self.stack.module.eval()
         # Seeded, since a model may draw even in eval mode, and the caller's random state is not ours to move.
-        with torch.no_grad(), random.seeded(self.device, self.job.seed, "evaluate"), self._autocast():
+        seeded = random.seeded(self.device, self.job.seed, "evaluate")
+        with ended_processes_named(), torch.no_grad(), seeded, self._autocast():
             yield
 
     def _apart(self, rows: int) -> bool:
@@ -754,6 +757,7 @@ class LocalEngine(Engine):
 
     def close(self) -> None:
         self._stop_reading()
+        self._drop_captures()
 
     def method_states(self) -> list[State]:
         return [dict(detached(state)) for state in self.states]
@@ -777,6 +781,7 @@ class LocalEngine(Engine):
             **{f"best_method{i}": state for i, state in enumerate(self.best_states)},
         }
         values: dict[str, Any] = {"optimizers": others, "visits": self._visits, "temperature": None}
+        values["recordable"] = self._recorder.possible
         values["channels_last"] = self.job.channels_last  # chosen with the engine, and kept
         values["threads"] = self.threads  # sums are taken in another order by another number
         values["frozen"] = self._frozen_digest()
@@ -809,6 +814,7 @@ class LocalEngine(Engine):
                 self._write(mine, parts.get(f"{prefix}{i}", {}), everyone)
         self.updater.restore(parts.get("optimizer", {}), values["optimizers"])
         self._visits, self.threads = values["visits"], values["threads"]
+        self._recorder.possible = self._recorder.possible and values["recordable"]
         self.centre = {name: value.to(self.device) for name, value in parts.get("centre", {}).items()}
         if values["temperature"] is None:
             self.forget_lesson()
@@ -939,6 +945,7 @@ class Group:
         last: step before which the stretch ends.
         end: steps that the tasks take in the period, where the stretch reaches that.
         accumulate: batches whose mean gradient makes one optimizer step.
+        long: whether these tasks go together for so many steps of a period that recording theirs pays.
     """
 
     tasks: list[int]
@@ -947,6 +954,7 @@ class Group:
     last: int
     end: int
     accumulate: int
+    long: bool
 
     def updates(self, step: int) -> bool:
         """Whether the optimizer steps after this batch: the last of `accumulate`, or of the period."""
@@ -964,17 +972,21 @@ def _groups(
     counts = {t: steps_in(lengths[t], batch_size) for t in lane}
     most = max(counts.values())
     first, last = segment.first, most if segment.last is None else min(segment.last, most)
+    if first >= last:  # these tasks have ended, others go on
+        return
     # Where tasks part: at the end of each one's period, and where its last, shorter accumulation begins.
-    ends = {*counts.values(), *(count - count % accumulate for count in counts.values())}
+    ends = sorted({0, *counts.values(), *(count - count % accumulate for count in counts.values())})
     places = sorted({first, last, *(place for place in ends if first < place < last)})
     for begin, end in itertools.pairwise(places):
+        after = bisect.bisect_right(ends, begin)
+        long = _STRETCHES * (ends[after] - ends[after - 1]) >= most
         full = (begin // accumulate + 1) * accumulate
         kinds: dict[tuple[int, int], list[int]] = {}
         for t in lane:
             if begin < counts[t]:
                 kinds.setdefault((min(batch_size, lengths[t]), min(full, counts[t])), []).append(t)
         for (size, _), tasks in kinds.items():
-            yield Group(tasks, size, begin, end, min(counts[t] for t in tasks), accumulate)
+            yield Group(tasks, size, begin, end, min(counts[t] for t in tasks), accumulate, long)
 
 
 def take_turns(going: Sequence[Generator[None, None, Result]]) -> list[Result]:

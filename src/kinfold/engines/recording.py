@@ -8,21 +8,23 @@ A recording holds what Python did when it was made. It is made only where nothin
 what a step does, as far as that can be seen: see `Recorder`.
 """
 
+import enum
 import logging
 import random as python_random
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import types
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from kinfold import random
-from kinfold.engines.base import Job
+from kinfold.engines.base import Job, Precision
 from kinfold.engines.simplify import simplify
 from kinfold.methods.base import Batch, Params, State
 
@@ -32,8 +34,16 @@ Gradients: TypeAlias = tuple[Float[Tensor, " *k"], Params, Params]
 Step: TypeAlias = Callable[[Params, Params, Params, Batch, list[State], Int64[Tensor, " *k"]], Gradients]
 """From parameters, frozen parameters, buffers, a batch, the methods' states and keys to what an optimizer needs."""
 
-_MOST = 16
-"""Recordings of one engine, each for tensors of other shapes."""
+_TOLERANCE: Mapping[Precision, float] = {"float64": 1e-8, "float32": 1e-3, "bf16": 3e-2}
+
+_LARGEST = 1000
+"""Elements of the largest container or array whose changes are looked for."""
+
+_CONSTANT = (
+    *(type, enum.Enum, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
+    *(torch.dtype, torch.device, torch.Size, torch.memory_format),
+)
+"""Kinds of values that do not change."""
 
 _HANDED_IN = frozenset({"_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs"})
 """Attributes of modules that hold parameters and buffers; the last two are those of recurrent layers."""
@@ -46,22 +56,26 @@ class Recorder:
     """Calls a step, or replays its recording.
 
     It stays with calling the step where a recording could go wrong: where a forward pass changes an attribute of a
-    module, or moves Python's or NumPy's random state; where modules have hooks; where the loss is a function of the
-    user's own; where the step cannot be recorded at all (control flow that depends on data), or the recording's
-    numbers are not the step's. Between segments of training, attributes are looked at again (`refresh`), and where one
-    has changed the recordings are dropped. What it cannot see is a global variable that a module reads.
+    module, or moves the global random state of Python or NumPy; where an attribute is of a kind whose changes cannot
+    be seen, such as a generator or an object of the user's own; where modules have hooks; where the loss is the user's
+    own; where the step cannot be recorded at all (control flow or sizes that depend on data); and where the
+    recording's numbers are not the step's, on the batch it was made with and on another. Before every segment of
+    training, attributes are looked at again (`refresh`), and where one has changed the recordings are dropped. What it
+    cannot see is a global variable that a module reads.
 
     Args:
         step: what is called; it may differentiate, and may use the global random generators of torch.
-        modules: the model and, where it is one, the loss.
+        watched: the model, and the methods.
+        tolerance: how far a recording's results may be from the step's, relative to their norm: sums are taken in
+            another order.
         possible: whether to record at all.
 
     Attributes:
         possible: whether steps are recorded, as far as is known.
     """
 
-    def __init__(self, step: Step, modules: Sequence[nn.Module], possible: bool = True):
-        self._step, self._modules, self.possible = step, modules, possible
+    def __init__(self, step: Step, watched: Sequence[object], tolerance: float, possible: bool = True):
+        self._step, self._watched, self._tolerance, self.possible = step, watched, tolerance, possible
         self._programs: dict[Hashable, Callable[..., Gradients]] = {}
         self._seen: Hashable = None
 
@@ -94,12 +108,11 @@ class Recorder:
         if not (record and self.possible):
             return self._step(*arguments)
         tensors = _tensors(*arguments)
-        shapes = (kind, *[part is None for part in batch[4:]], *[value.shape for value in tensors])
+        layout = tensors[0].stride()  # of rows side by side, or copied from here and there
+        shapes = (kind, layout, *[part is None for part in batch[4:]], *[value.shape for value in tensors])
         program = self._programs.get(shapes)
         if program is None:
-            if len(self._programs) == _MOST:
-                return self._step(*arguments)
-            with random.seeded(keys.device, "recording"):
+            with random.seeded_everywhere("recording"), random.seeded(keys.device, "recording"):
                 program = self._record(arguments, tensors)
             if program is None:
                 return self._step(*arguments)
@@ -109,37 +122,43 @@ class Recorder:
 
     def refresh(self) -> bool:
         """Drops the recordings if an attribute of a module has changed since they were made; returns whether."""
-        changed = bool(self._programs) and _attributes(self._modules) != self._seen
+        changed = False
+        if self._programs:
+            try:
+                changed = _attributes(self._watched) != self._seen
+            except _UnknownError:
+                changed, self.possible = True, False
         if changed:
             self._programs = {}
         return changed
 
     def _record(self, arguments: tuple[Any, ...], tensors: list[Tensor]) -> Callable[..., Gradients] | None:
         """Returns a recording of the step, or None and gives up recording for good."""
-        before = (_attributes(self._modules), _python_state())
-        self.possible = not any(_hooks(module) for top in self._modules for module in top.modules())
         program = None
-        if self.possible:
-            try:
+        try:
+            self._step(*arguments)  # what a first pass makes, such as a table of positions, is there then
+            before = (_attributes(self._watched), _python_state())
+            if not _hooked(self._watched):
                 program = _program(self._step, arguments, tensors)
-                self.possible = _alike(self._step, program, arguments, tensors)
-            except Exception as error:  # whatever a model, its loss or its methods do that cannot be recorded
-                _LOG.debug("steps of training are not recorded: %s", error)
-                self.possible = False
-        self.possible = self.possible and before == (_attributes(self._modules), _python_state())
-        self._seen = before[0]
-        return program if self.possible else None
+                others = _with_other_rows(arguments)
+                alike = all(_alike(self._step, program, given, self._tolerance) for given in (arguments, others))
+                self._seen = before[0]
+                if not alike or before != (_attributes(self._watched), _python_state()):
+                    program = None
+        except Exception as error:  # whatever a model, its loss or its methods do that cannot be recorded
+            _LOG.debug("steps of training are not recorded: %s", error)
+            program = None
+        self.possible = program is not None
+        return program
 
 
 def recorder_of(job: Job, model: nn.Module, step: Step) -> Recorder:
-    """Returns what records the steps of a job, or only calls them where its loss is a function of the user's own."""
+    """Returns what records the steps of a job, or only calls them where its loss is the user's own."""
     loss = job.objective.score_loss  # as it was given
     while isinstance(loss, partial):
         loss = loss.func
-    if isinstance(loss, nn.Module):
-        return Recorder(step, (model, loss))
-    known = getattr(loss, "__module__", "").partition(".")[0] == "torch"
-    return Recorder(step, (model,), possible=known)
+    home = type(loss).__module__ if isinstance(loss, nn.Module) else getattr(loss, "__module__", "")
+    return Recorder(step, (model, *job.methods), _TOLERANCE[job.precision], home.partition(".")[0] == "torch")
 
 
 def _program(step: Step, arguments: tuple[Any, ...], tensors: list[Tensor]) -> Callable[..., Gradients]:
@@ -157,6 +176,8 @@ def _program(step: Step, arguments: tuple[Any, ...], tensors: list[Tensor]) -> C
 
     with torch.enable_grad():
         module = make_fx(flat)(*tensors)
+    if any(map(_sized_by_data, module.graph.nodes)):
+        raise ValueError("a tensor's size depends on data")
     simplify(module.graph)
     for node in module.graph.nodes:
         node.meta.clear()  # they would keep the values of the recording alive
@@ -171,14 +192,45 @@ def _program(step: Step, arguments: tuple[Any, ...], tensors: list[Tensor]) -> C
     return program
 
 
-def _alike(one: Step, other: Callable[..., Gradients], arguments: tuple[Any, ...], tensors: list[Tensor]) -> bool:
-    """Whether a step and its recording give the same, drawing the same."""
-    device = tensors[0].device
+def _sized_by_data(node: fx.Node) -> bool:
+    """Whether the size of an operation's result follows from numbers, of which a recording has those of one batch."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.dynamic_output_shape not in node.target.tags:
+        return False
+    if node.target is not torch.ops.aten.index.Tensor:
+        return True
+    masks = [part for part in node.args[1] if isinstance(part, fx.Node)] if isinstance(node.args[1], Sequence) else []
+    return any(mask.meta["val"].dtype in (torch.bool, torch.uint8) for mask in masks)
+
+
+def _with_other_rows(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with half of each batch's rows in the place of the others."""
+    *before, batch, states, keys = arguments
+    axis = keys.ndim
+    count = batch.y.shape[axis]
+    order = torch.arange(count, device=keys.device) // 2
+
+    def changed(part: Any) -> Any:
+        rows = isinstance(part, Tensor) and part.ndim > axis and part.shape[axis] == count
+        return part.index_select(axis, order) if rows else part
+
+    return (*before, Batch(*(tree_map(changed, part) for part in batch)), states, keys)
+
+
+def _alike(one: Step, other: Callable[..., Gradients], arguments: tuple[Any, ...], tolerance: float) -> bool:
+    """Whether a step and its recording give the same but for rounding, drawing the same."""
+    device = arguments[-1].device
     with random.seeded(device, "recording"), torch.enable_grad():
         expected, _ = tree_flatten(one(*arguments))
     with random.seeded(device, "recording"), torch.no_grad():
-        given, _ = tree_flatten(other(*tensors))
-    return all(torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in zip(expected, given, strict=True))
+        given, _ = tree_flatten(other(*_tensors(*arguments)))
+    return all(_close(a, b, tolerance) for a, b in zip(expected, given, strict=True))
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a.isfinite(), b.isfinite()):
+        return False
+    apart, size = ((value.double().nan_to_num(0.0, 0.0, 0.0)).norm() for value in (a - b, a))
+    return bool(apart <= tolerance * size + tolerance * 1e-3)
 
 
 def _tensors(
@@ -197,32 +249,52 @@ def _tensors(
     return found
 
 
-def _hooks(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+def _modules_of(watched: Sequence[object]) -> Iterator[nn.Module]:
+    for one in watched:
+        if isinstance(one, nn.Module):
+            yield from one.modules()
 
 
-def _attributes(modules: Sequence[nn.Module]) -> Hashable:
-    """What of the modules' attributes could change a forward pass, besides parameters and buffers."""
+def _hooked(watched: Sequence[object]) -> bool:
+    return any(
+        (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+        for module in _modules_of(watched)
+    )
+
+
+class _UnknownError(Exception):
+    """An attribute of which it cannot be seen whether it has changed."""
+
+
+def _attributes(watched: Sequence[object]) -> Hashable:
+    """What could change a step besides the tensors handed in.
+
+    Raises:
+        _UnknownError: an attribute is of a kind whose changes cannot be seen.
+    """
+    methods = (one for one in watched if not isinstance(one, nn.Module))
     return tuple(
         (name, _plain(value))
-        for top in modules
-        for module in top.modules()
-        for name, value in vars(module).items()
+        for one in (*_modules_of(watched), *methods)
+        for name, value in getattr(one, "__dict__", {}).items()
         if name not in _HANDED_IN
     )
 
 
 def _plain(value: Any) -> Hashable:
     """A stand-in for a value that is equal as long as the value is."""
-    if isinstance(value, (bool, int, float, str, bytes, type(None))):
-        return value
-    if isinstance(value, Tensor):
-        return id(value), value._version
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return type(value), tuple(_plain(part) for part in value)
-    if isinstance(value, Mapping):
-        return tuple((_plain(key), _plain(part)) for key, part in value.items())
-    return id(value)
+    if isinstance(value, (bool, int, float, complex, str, bytes, type(None), *_CONSTANT)):
+        return value if isinstance(value, Hashable) else id(value)
+    if isinstance(value, (Tensor, nn.Module)):  # a module is watched by itself
+        return id(value), value._version if isinstance(value, Tensor) else 0
+    if isinstance(value, np.ndarray) and value.size <= _LARGEST:
+        return value.shape, value.dtype.str, value.tobytes()
+    if isinstance(value, (list, tuple, set, frozenset, Mapping)) and len(value) <= _LARGEST:
+        parts = value.items() if isinstance(value, Mapping) else value
+        return type(value), tuple(_plain(part) for part in parts)
+    if isinstance(value, partial):
+        return _plain(value.func), _plain(value.args), _plain(value.keywords)
+    raise _UnknownError(f"an attribute is a {type(value).__name__}")
 
 
 def _python_state() -> Hashable:

@@ -105,6 +105,7 @@ class Sharing(Engine, abc.ABC):
         moves = proposes and (plan.moments != "keep" or any(isinstance(change, Restart) for change in plan.changes))
         tunes = any(isinstance(change, Tune) for change in plan.changes)
         with (
+            self._all_or_none(),
             self._models_here() if proposes else nullcontext(),
             self._optimizers_here() if moves or tunes else nullcontext(),
         ):

@@ -55,15 +55,17 @@ def simplify(graph: Graph) -> None:
         source = node.args[0] if node.args else None
         if not isinstance(source, Node):
             continue
-        if _hands_on(node, source) or (pure and node.target is _aten.mul.Scalar and node.args[1] == 1):
+        once = node.target is _aten.mul.Scalar and node.args[1] == 1 and _form(node) == _form(source)
+        if _hands_on(node, source) or (pure and once):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
         elif _is_transposed(node) and _is_only_here(source, _aten.bmm.default):
             _transpose_factors(graph, node, source)
         elif node.target is _aten.max_pool2d_with_indices.default:
             _pool_by_rows(graph, node, source)
+    overwritten: set[Node] = set()
     for node in list(graph.nodes):
-        _overwrite(node)
+        _overwrite(node, overwritten)
     for node in graph.nodes:
         node.target = _BINDINGS.get(node.target, node.target)
 
@@ -80,7 +82,7 @@ def _hands_on(node: Node, source: Node) -> bool:
 def _transpose_factors(graph: Graph, node: Node, product: Node) -> None:
     """Turns (A B)ᵀ into Bᵀ Aᵀ: so the gradient of a linear layer lies in memory as its weight does."""
     first, second = product.args
-    with graph.inserting_before(node):
+    with graph.inserting_before(product):
         turned = graph.call_function(_aten.bmm.default, (_turned(graph, second), _turned(graph, first)))
     turned.meta = dict(node.meta)
     node.replace_all_uses_with(turned)
@@ -97,14 +99,21 @@ def _turned(graph: Graph, factor: Any) -> Any:
     return node
 
 
-def _overwrite(node: Node) -> None:
-    """Lets a cheap operation on a product of its own write over it, while that is still in the cache."""
+def _overwrite(node: Node, overwritten: set[Node]) -> None:
+    """Lets a cheap operation on a product of its own write over it, while that is still in the cache.
+
+    Args:
+        node: of the operation.
+        overwritten: sums that were written over products; what the user's model writes to may have other names.
+    """
     if node.target is _aten.add.Tensor and not node.kwargs:
         bias, product = node.args
         if _is_only_here(product, _aten.bmm.default) and _form(node) == _form(product):
             node.target, node.args = _aten.add_.Tensor, (product, bias)
-    elif node.target is _aten.relu.default and _is_only_here(node.args[0], _aten.add_.Tensor):
-        node.target = _aten.relu_.default
+            overwritten.add(node)
+    elif node.target is _aten.relu.default and overwritten.intersection(node.all_input_nodes):
+        if len(node.all_input_nodes[0].users) == 1:
+            node.target = _aten.relu_.default
     elif node.target is _aten.threshold_backward.default and _is_only_here(node.args[0], _aten.bmm.default):
         node.target, node.kwargs = _aten.threshold_backward.grad_input, {"grad_input": node.args[0]}
 

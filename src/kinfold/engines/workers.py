@@ -327,7 +327,8 @@ def _shared(tensors: Params) -> Params:
         if not value.numel():
             return value
         memory = mmap.mmap(-1, value.numel() * value.element_size())
-        return torch.frombuffer(memory, dtype=value.dtype).view(value.shape).copy_(value.detach())
+        # In the layout it has, which may be one with channels last.
+        return torch.frombuffer(memory, dtype=value.dtype).as_strided(value.shape, value.stride()).copy_(value.detach())
 
     return {name: moved(value) for name, value in tensors.items()}
 

@@ -139,6 +139,10 @@ class Some:
         """Adds a number to each of theirs, in place."""
         value[self._rows] += terms
 
+    def memory_of(self, part: Params) -> list[Tensor]:
+        """Returns their rows of several tensors as views, or the whole tensors where they are not neighbours."""
+        return [value if self._views is None else self.of(value) for value in part.values()]
+
     def write(self, mine: Params, new: Params) -> None:
         """Writes their rows [k, …] in place, of whichever names there are new ones."""
         with torch.no_grad():

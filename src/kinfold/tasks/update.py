@@ -51,11 +51,12 @@ class Stretched:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what `load_state_dict` takes."""
-        return {"period": self._period, "schedule": self._schedulers[0].state_dict()}
+        own = {"period": self._period, "periods": self._periods, "length": self._length}
+        return {**own, "schedule": self._schedulers[0].state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state_dict` returned."""
-        self._period = state["period"]
+        self._period, self._periods, self._length = state["period"], state["periods"], state["length"]
         self._schedulers[0].load_state_dict(state["schedule"])
 
 
@@ -98,8 +99,8 @@ ONE_KERNEL: frozenset[type[Optimizer]] = frozenset({torch.optim.SGD, torch.optim
 _KERNELS = ("foreach", "fused")
 """Options that choose between forms of the same step."""
 
-_FORMS = (*_KERNELS, "capturable", "differentiable")
-"""Options of those who have chosen a form, or need one."""
+_FORMS = (("foreach", None), ("fused", None), ("capturable", False), ("differentiable", False))
+"""Options of those who have chosen a form, or need one, and what they are where nobody has."""
 
 _COUNTERS = frozenset({"step", "mu_product", "eta", "mu"})
 """Optimizer state that is one number for the whole parameter, even where that is itself one number."""
@@ -345,7 +346,9 @@ class Updater:
             for option, value in group.items():
                 if isinstance(value, Tensor):  # one tensor would be shared by the tasks' schedules
                     raise InputError(f"optimizer: {option} is a tensor; give a number.")
-            if type(optimizer) in ONE_KERNEL and not any(group.get(option) for option in _FORMS):
+            if type(optimizer) in ONE_KERNEL and not any(
+                group.get(option) not in (None, unset) for option, unset in _FORMS
+            ):
                 group["foreach"] = True  # the same operations, in fewer calls
         return optimizer
 
