@@ -27,6 +27,7 @@ from kinfold import random
 from kinfold.engines.base import Job, Precision
 from kinfold.engines.simplify import simplify
 from kinfold.methods.base import Batch, Params, State
+from kinfold.processes import signals_held
 
 Gradients: TypeAlias = tuple[Float[Tensor, " *k"], Params, Params]
 """(losses, gradients, buffers after the pass) of one task, or of k of them stacked."""
@@ -112,7 +113,8 @@ class Recorder:
         shapes = (kind, layout, *[part is None for part in batch[4:]], *[value.shape for value in tensors])
         program = self._programs.get(shapes)
         if program is None:
-            with random.seeded_everywhere("recording"), random.seeded(keys.device, "recording"):
+            # An interrupt that comes upon torch while it traces may end the process, and not only the run.
+            with signals_held(), random.seeded_everywhere("recording"), random.seeded(keys.device, "recording"):
                 program = self._record(arguments, tensors)
             if program is None:
                 return self._step(*arguments)

@@ -20,8 +20,8 @@ import threading
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -41,7 +41,7 @@ from kinfold.engines.sharing import Sharing, joined, optimizers_of, share_of, ta
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
 from kinfold.methods.base import Params
-from kinfold.processes import usable_cpus
+from kinfold.processes import signals_held, usable_cpus
 from kinfold.tasks.order import Segment
 from kinfold.tasks.state import TaskStack
 from kinfold.tasks.update import MakeScheduler
@@ -157,7 +157,7 @@ class Workers(Sharing):
             for tasks in self._shares:
                 ours, theirs = fork.Pipe()
                 process = fork.Process(target=_serve, args=(self._engine(tasks), theirs, tasks), daemon=True)
-                with _signals_held(), warnings.catch_warnings():
+                with signals_held(), warnings.catch_warnings():
                     # Python warns of other threads: a worker waits for none, and sees to torch's.
                     warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
                     try:
@@ -288,16 +288,6 @@ def _received(connection: Connection) -> Any:
         return torch.from_numpy(leaf.data).view(leaf.dtype).reshape(leaf.shape) if isinstance(leaf, _Values) else leaf
 
     return tree_map(unpacked, connection.recv())
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """What is forked within inherits the block, so that no interrupt reaches it before it can see to that itself."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end(workers: "list[_Worker]") -> None:
