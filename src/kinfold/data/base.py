@@ -94,7 +94,7 @@ class TensorInputs(Inputs):
 
 
 def taken(values: Shaped[Tensor, "N *shape"], index: Int64[Tensor, "*axes"]) -> Shaped[Tensor, "*taken"]:
-    """Returns `values[index]`, in a quarter of the time that indexing takes on a CPU.
+    """Returns `values[index]`, by the call that takes a CPU less time than indexing does.
 
     Example:
         >>> taken(torch.arange(6).view(3, 2), torch.tensor([[2, 0]])).tolist()

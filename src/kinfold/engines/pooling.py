@@ -1,4 +1,4 @@
-"""Max pooling of 2×2 in contiguous memory on a CPU, by comparing whole rows: 5 to 15 times as fast as torch's kernel.
+"""Max pooling of 2×2 in contiguous memory on a CPU, by comparing whole rows.
 
 Of finite numbers, values and gradients are torch's bit for bit: of equal ones the first in the order of memory is taken
 for the largest. Legend: B batch (and tasks), C channels, H height and W width, h and w half of them.
