@@ -1,3 +1,4 @@
+import dataclasses
 import inspect
 import json
 import os
@@ -18,7 +19,8 @@ import yaml
 from torch import nn
 
 import kinfold
-from kinfold.cli import COMMANDS, COMPARE_KEYS, KEYS, _parse, main
+from kinfold.cli import COMMANDS, _parse, main
+from kinfold.cli.keys import COMPARE_KEYS, KEYS
 from kinfold.comparing import CONTROLS, compare
 from kinfold.comparing.arms import resolve_arm
 from kinfold.fitting import fit
@@ -552,7 +554,7 @@ def test_an_unexpected_error_is_one_line_unless_debugging(cli, monkeypatch):
     def broken(given):
         raise ZeroDivisionError("two\nlines \x1b[31m")
 
-    monkeypatch.setitem(COMMANDS, "report", COMMANDS["report"].__class__("", "", COMMANDS["report"].declare, broken))
+    monkeypatch.setitem(COMMANDS, "report", dataclasses.replace(COMMANDS["report"], run=broken))
     status, out, err = cli("report", "run")
     assert (status, out) == (1, "")
     assert err == (

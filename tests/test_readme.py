@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kinfold.cli import KEYS, main
+from kinfold.cli import main
+from kinfold.cli.keys import KEYS
 from kinfold.fitting import fit
 
 ROOT = Path(__file__).parent.parent

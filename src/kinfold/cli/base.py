@@ -1,0 +1,107 @@
+"""What the verbs of the command line have in common: what a verb is, and how figures are printed."""
+
+import argparse
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from kinfold.tracking.progress import printable
+
+Json: TypeAlias = dict[str, Any]
+Given: TypeAlias = Mapping[str, Any]
+Listening: TypeAlias = AbstractContextManager[Callable[[Given], None]]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One verb of the command line.
+
+    Attributes:
+        name: the verb.
+        summary: what it does, in a line.
+        arguments: how it is called.
+        declare: adds its arguments to its parser.
+        run: does it, and returns what goes to standard output.
+    """
+
+    name: str
+    summary: str
+    arguments: str
+    declare: Callable[[ArgumentParser], None]
+    run: Callable[[Given], str]
+
+    def parser(self) -> ArgumentParser:
+        """Returns what parses its arguments."""
+        parser = ArgumentParser(
+            prog=f"kinfold {self.name}",
+            description=self.summary,
+            formatter_class=argparse.HelpFormatter,
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+        self.declare(parser)
+        return parser
+
+
+def declare_run(parser: ArgumentParser) -> None:
+    """Adds RUN to the arguments of a verb."""
+    parser.add_argument("run", metavar="RUN", help="a run directory that train wrote")
+
+
+def source_of(data: str) -> str:
+    """Returns what DATA is called in the name of a folder."""
+    return data if ":" in data else Path(data).stem
+
+
+def free_folder(*words: str) -> Path:
+    """Returns the first directory runs/<words>-<n> that is not there yet."""
+    stem = "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") or "run" for word in words)
+    folders = (Path("runs", f"{stem}-{n}") for n in itertools.count(1))
+    return next(folder for folder in folders if not folder.exists())
+
+
+def listener(quiet: bool, live: Callable[[Console], Listening], plain: Callable[[], Listening]) -> Listening:
+    """Returns what hears events: what keeps a terminal up to date, or what writes lines where there is none."""
+    if quiet:
+        return nullcontext(lambda event: None)
+    console = Console(stderr=True)
+    return live(console) if sys.stderr.isatty() and not console.is_dumb_terminal else plain()
+
+
+def scored(estimate: Json) -> str:
+    """Returns an estimate in words: metric, value and interval."""
+    metric = estimate["metric"]
+    low, high = (number(metric, estimate[end]) for end in ("low", "high"))
+    interval = "no interval" if estimate["low"] is None else f"{estimate['level']:.0%} interval {low} to {high}"
+    return f"{printable(metric)} {number(metric, estimate['value'])} ({interval.replace('%', ' %')})"
+
+
+def number(metric: str, value: float | int | None) -> str:
+    """Returns a value of a metric as text."""
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" if metric == "accuracy" else f"{value:.4g}"
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Sequence[int]) -> str:
+    """Returns a table as text; the columns of these numbers stand to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = (
+        "  ".join(f"{cell:{'>' if column in right else '<'}{widths[column]}}" for column, cell in enumerate(line))
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in aligned)
+
+
+def json_text(said: Json) -> str:
+    """Returns what `--json` prints."""
+    return json.dumps(said, indent=1, allow_nan=False)
