@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test test-slow lint types imports clean
+.PHONY: help install demo test test-slow lint types imports docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -20,6 +20,10 @@ help:  ## list the targets
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.installed-docs: .venv/.installed
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 install: .venv/.installed  ## make .venv and install Kinfold in it
@@ -42,6 +46,9 @@ types: .venv/.installed-dev  ## check types, strictly
 
 imports: .venv/.installed-dev  ## check that imports run one way
 	$(BIN)/lint-imports
+
+docs: .venv/.installed-docs  ## build the documentation site into build/site, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove .venv, builds and caches; runs stay
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

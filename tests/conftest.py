@@ -8,6 +8,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("kinfold", "beartype.beartype")
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -20,3 +22,20 @@ def _global_random_state_is_left_alone():
     before = torch.random.get_rng_state()
     yield
     assert torch.equal(before, torch.random.get_rng_state()), "the global random state was used"
+
+
+@pytest.fixture
+def measurements():
+    """Writes the tables that the documentation speaks of, with and without the column to predict."""
+
+    def write(folder):
+        rng = np.random.default_rng(0)
+        size = rng.normal(size=80)
+        frame = pd.DataFrame(
+            {"size": size, "site": rng.choice(["a", "b"], 80), "species": np.where(size > 0, "oak", "ash")}
+        )
+        for name in ("measurements.csv", "more.csv"):
+            frame.to_csv(folder / name, index=False)
+        frame.drop(columns="species").to_csv(folder / "new.csv", index=False)
+
+    return write

@@ -3,7 +3,6 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -35,17 +34,10 @@ def test_the_python_examples_run(capsys):
     assert Path("runs/mine/report.html").exists()
 
 
-def test_the_commands_run(capsys):
+def test_the_commands_run(capsys, measurements):
     lines = [line for _, content in blocks(README) for line in content.splitlines() if line.startswith("kinfold ")]
     assert {shlex.split(line)[1] for line in lines} >= {"train", "evaluate", "predict"}
-    rng = np.random.default_rng(0)
-    size = rng.normal(size=80)
-    frame = pd.DataFrame(
-        {"size": size, "site": rng.choice(["a", "b"], 80), "species": np.where(size > 0, "oak", "ash")}
-    )
-    for name in ("measurements.csv", "more.csv"):
-        frame.to_csv(name, index=False)
-    frame.drop(columns="species").to_csv("new.csv", index=False)
+    measurements(Path())
     for line in lines:
         assert main(shlex.split(line, comments=True)[1:]) == 0, line
         assert capsys.readouterr().out

@@ -1,0 +1,57 @@
+"""What the documentation site does beyond Markdown: pages that lie outside docs/ in the repository are part of it.
+
+README, benchmarks and changelog are read on their own, too, so their links are relative to where they lie; here these
+are made relative to the site, in which docs/ is the root.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+_ROOT = Path(__file__).parent.parent
+_IN_NAV = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
+_LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages and pictures from outside docs/."""
+    for path in _outside():
+        files.append(
+            File.generated(
+                config,
+                path.relative_to(_ROOT).as_posix(),
+                abs_src_path=str(path),
+                inclusion=InclusionLevel.INCLUDED
+                if path.relative_to(_ROOT).as_posix() in _IN_NAV
+                else InclusionLevel.NOT_IN_NAV,
+            )
+        )
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
+    """Rewrites links that are right in the repository to what is right in the site."""
+    here = page.file.src_uri
+    outside = (_ROOT / here).exists() and not (_ROOT / "docs" / here).exists()
+    at = here if outside else f"docs/{here}"
+
+    def moved(found: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(at), found[2]))
+        target = target.removeprefix("docs/")
+        if (_ROOT / target).is_dir() and (_ROOT / target / "README.md").exists():
+            target = f"{target}/README.md"
+        target = "index.md" if target == "README.md" else target
+        if files.get_file_from_path(target) is None:
+            return found[0] if not outside else found[1] + found[2]
+        return found[1] + posixpath.relpath(target, posixpath.dirname(here) or ".")
+
+    return _LINK.sub(moved, markdown)
+
+
+def _outside() -> list[Path]:
+    pages = [_ROOT / "CHANGELOG.md", _ROOT / "CONTRIBUTING.md"]
+    return pages + [path for end in ("md", "svg", "png") for path in sorted((_ROOT / "benchmarks").rglob(f"*.{end}"))]
