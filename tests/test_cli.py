@@ -73,6 +73,7 @@ def test_every_argument_of_fit_is_a_key():
 def test_every_argument_of_compare_is_a_key():
     arguments = {*inspect.signature(fit).parameters, *inspect.signature(compare).parameters}
     decided = {"transfer", "candidates", "holdout", "seed"}  # by the arms, the test rows and the seeds
+    decided |= {"tracking"}  # one run is tracked, and not a comparison
     assert {"data", *COMPARE_KEYS} == arguments - decided - {"options", "out", "resume", "listen"}
 
 

@@ -32,6 +32,7 @@ from kinfold.selection import CRITERIA
 from kinfold.splits import Finding, Splits, audit, draw_splits
 from kinfold.splits.base import RowInfo
 from kinfold.tasks.objective import Objective, make_objective
+from kinfold.tracking import TRACKERS, Tracker
 from kinfold.transfer import RULES, Rule, Together
 
 Auto: TypeAlias = Literal["auto"]
@@ -76,11 +77,30 @@ def check(given: Mapping[str, Any]) -> None:
         raise InputError(f"seed: is {given['seed']!r}; give a whole number.")
 
 
+def resolve_trackers(spec: Any, folder: Path | None) -> tuple[Tracker, ...]:
+    """Returns the trackers that one spec, or several, mean.
+
+    Args:
+        spec: the argument `tracking` of `fit`.
+        folder: the run directory, or None.
+
+    Raises:
+        InputError: one of them cannot be used, or two are of one name.
+    """
+    trackers = _several("tracking", spec, TRACKERS, Tracker)
+    names = [tracker.name for tracker in trackers]
+    if len(set(names)) < len(names):
+        raise InputError(f"tracking: is {', '.join(names)}; give each once.")
+    for tracker in trackers:
+        tracker.check(folder)
+    return trackers
+
+
 def assemble(given: Mapping[str, Any]) -> Assembled:
     """Reads, splits and encodes the data, and makes every part that the arguments name.
 
     Args:
-        given: the arguments of `fit` by name, but for `out`, `resume` and `listen`.
+        given: the arguments of `fit` by name, but for `out`, `resume` and `listen`; `tracking` is only described.
 
     Raises:
         InputError: something given cannot be used.
@@ -217,7 +237,7 @@ def _several(argument: str, spec: Any, table: Mapping[str, Callable[..., Any]], 
     parts = tuple(resolve(argument, one, table) for one in specs)
     for part in parts:
         if not isinstance(part, kind):
-            raise InputError(f"{argument}: {part!r} is not a {argument.removesuffix('s')}; give some of {known}.")
+            raise InputError(f"{argument}: {part!r} is not a {kind.__name__.lower()}; give some of {known}.")
     return parts
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from kinfold import files
-from kinfold.assembling import Assembled, Auto, Prepared, assemble, check, configuration, is_auto
+from kinfold.assembling import Assembled, Auto, Prepared, assemble, check, configuration, is_auto, resolve_trackers
 from kinfold.candidates import Candidate
 from kinfold.checkpoint import Checkpoints
-from kinfold.engines import Engine, Precision, choose_engine
+from kinfold.engines import Engine, Job, Precision, choose_engine
 from kinfold.errors import InputError
 from kinfold.finishing import ask_for_lesson, finish
 from kinfold.methods import Method
@@ -31,10 +31,16 @@ from kinfold.splits import Splits, load_splits
 from kinfold.student import epochs_done
 from kinfold.tasks.objective import LossFunction
 from kinfold.tasks.update import MakeOptimizer, MakeScheduler
+from kinfold.tracking import Tracker
 from kinfold.tracking.history import HistoryFile
+from kinfold.tracking.notebook import shown_in_notebook
+from kinfold.tracking.telling import Tracking, unended
 from kinfold.transfer import Rule
 
 _LOG = logging.getLogger("kinfold")
+
+ABOUT_THE_RUN = ("out", "resume", "listen", "tracking")
+"""Arguments of `fit` that say where a run is kept and who hears of it; they change nothing of what it comes to."""
 
 
 def fit(
@@ -68,6 +74,7 @@ def fit(
     precision: Precision = "float32",
     device: str = "auto",
     seed: int = 0,
+    tracking: Tracker | str | Mapping[str, Any] | Iterable[Tracker | str | Mapping[str, Any]] = (),
     out: str | Path | Callable[[Mapping[str, Any]], Path] | None = None,
     resume: bool = False,
     listen: Listener | None = None,
@@ -119,11 +126,13 @@ def fit(
         precision: `float32`, `bf16` (forward pass under autocast) or `float64`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         seed: of everything random; nothing reads the global random state.
+        tracking: experiment trackers that are told of the run, one or several: `tensorboard`, `mlflow`, `wandb`,
+            `{name: mlflow, experiment: …, uri: …}`, or objects (docs/tracking.md). One that fails does not end the run.
         out: run directory to write, checkpoints included; None writes nothing. Or a function from the complete
             configuration to it, for a directory that is named after what was chosen.
         resume: go on with the run in `out` where it stopped; with none there, start.
         listen: called with every event (see docs/contracts.md, `history.jsonl`), on resuming with those of the
-            periods that are done, too.
+            periods that are done, too. Without one, warnings are logged, and a notebook shows the progress.
 
     Returns:
         The result: `.model`, `.estimate`, `.scores`, `.transfers`, `.history`, `.predict(x)`, `.save(dir)`.
@@ -141,20 +150,28 @@ def fit(
     given = {name: value for name, value in locals().items() if name not in ("out", "resume", "listen")}
     check(given)
     folder = None if out is None or callable(out) else Path(out)
+    trackers = resolve_trackers(tracking, Path() if callable(out) else folder)
     finished = _check_folder(folder, configuration(given), resume)
     if finished and folder is not None:
         if not (folder / "report.html").exists():  # killed before its last file
             write_report(folder)
-        return load(folder, _structure(model))
+        result = load(folder, _structure(model))
+        _tell_at_last(unended(trackers, folder), result, folder, listen)
+        return result
     began = time.perf_counter()
     assembled = assemble(given)
     if callable(out):
         folder = Path(out(assembled.config))
         _check_folder(folder, assembled.config, resume=False)
-    result, _ = carry_out(assembled, patience=patience, engine=engine, folder=folder, resume=resume, listen=listen)
-    result.cost["wall_seconds"] += time.perf_counter() - began
-    if folder is not None:
-        result.write_end(folder)
+    with shown_in_notebook(listen) as listen, Tracking(trackers) as tracked:
+        result, _ = carry_out(
+            assembled, patience=patience, engine=engine, folder=folder, resume=resume, listen=listen, tracking=tracked
+        )
+        result.cost["wall_seconds"] += time.perf_counter() - began
+        if folder is not None:
+            result.write_end(folder)
+        for note in tracked.end(result, folder):
+            _pass_on(note, listen)
     return result
 
 
@@ -166,6 +183,7 @@ def carry_out(
     folder: Path | None = None,
     resume: bool = False,
     listen: Listener | None = None,
+    tracking: Tracking | None = None,
 ) -> tuple[Result, Engine]:
     """Trains what was assembled; returns the result and the engine, closed, with every task's model.
 
@@ -176,6 +194,7 @@ def carry_out(
         folder: run directory, checked already, or None.
         resume: whether to go on from the checkpoints there.
         listen: as in `fit`.
+        tracking: not started yet; its end is the caller's, since it takes the files of a run that has ended.
     """
     job, prepared, remaining = assembled.job, assembled.prepared, assembled.remaining
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints")
@@ -200,13 +219,18 @@ def carry_out(
                 started.reschedule(remaining.scheduler(ends[stage] - ends[stage - 1]))
             progress = Progress.load(started, *saved)
         earlier = progress.wall_seconds
+        if tracking is not None:
+            _start(tracking, assembled.config, job, folder)
         if folder is not None:
             _open(folder, assembled.config, prepared.splits, fresh=saved is None)
         student_folder = None if folder is None else folder / "checkpoints" / "student"
-        history = _History(folder, None if saved is None else progress.period + epochs_done(student_folder), listen)
+        through = None if saved is None else progress.period + epochs_done(student_folder)
+        history = _History(folder, through, listen, tracking)
         if saved is None:
             for event in told:
                 history(event)
+        for said in [] if tracking is None else tracking.notes():
+            history(said)
         unsealed, stages, lesson, stopped = torch.from_numpy(~prepared.splits.sealed), remaining.stages, None, "epochs"
         for stage, end in enumerate(stages):
             if stage < progress.stage:
@@ -261,26 +285,58 @@ def _open(folder: Path, config: dict[str, Any], splits: Splits, fresh: bool) -> 
         raise InputError(f"out: {folder} cannot be written to ({error.strerror}); choose another directory.") from None
 
 
+def _start(tracking: Tracking, config: Mapping[str, Any], job: Job, folder: Path | None) -> None:
+    """Starts the trackers of a run."""
+    model = config["model"]
+    named = f"{config['data']}-{model if isinstance(model, str) else model.get('name') or model.get('class_path')}"
+    name = named if folder is None else folder.resolve().name
+    tracking.start(name=name, folder=folder, config=config, tasks=job.tasks, metric=job.objective.metric.name)
+
+
+def _tell_at_last(trackers: Sequence[Tracker], result: Result, folder: Path, listen: Listener | None) -> None:
+    """Tells trackers of a run whose process ended when it was done, but had not told them."""
+    if not trackers:
+        return
+    name, tasks, metric = folder.resolve().name, result.splits.tasks, result.scores.metric
+    with Tracking(trackers) as tracking:
+        tracking.start(name=name, folder=folder, config=result.config, tasks=tasks, metric=metric)
+        for event in result.history:
+            tracking(event, again=True)
+        for note in tracking.end(result, folder):
+            _pass_on(note, listen)
+
+
 class _History:
     """Keeps every event, writes it where there is a run directory, and passes it on."""
 
-    def __init__(self, folder: Path | None, through: int | None, listen: Listener | None):
+    def __init__(self, folder: Path | None, through: int | None, listen: Listener | None, tracking: Tracking | None):
         self._file = None if folder is None else HistoryFile(folder / "history.jsonl", through)
-        self._listen = listen
+        self._listen, self._tracking = listen, tracking
         self.events: list[Event] = [] if self._file is None else list(self._file.kept)
-        if listen is not None:
-            for event in self.events:  # of a resumed run, the listener hears the beginning too
+        for event in self.events:  # of a resumed run, the listener and the trackers hear the beginning too
+            if listen is not None:
                 listen(event)
+            if tracking is not None:
+                tracking(event, again=True)
 
     def __call__(self, event: Event) -> None:
         event = files.jsonable(event)
         self.events.append(event)
         if self._file is not None:
             self._file(event)
-        if self._listen is not None:
-            self._listen(event)
-        elif event["event"] == "note" or event.get("severity") == "warning":
-            _LOG.warning("%s", event["message"])
+        _pass_on(event, self._listen)
+        if self._tracking is not None:
+            self._tracking(event)
+            for note in self._tracking.notes():
+                self(note)
+
+
+def _pass_on(event: Event, listen: Listener | None) -> None:
+    """Tells the user of an event: all of them if they listen, else what may not be missed."""
+    if listen is not None:
+        listen(event)
+    elif event["event"] == "note" or event.get("severity") == "warning":
+        _LOG.warning("%s", event["message"])
 
 
 def _structure(model: Any) -> nn.Module | None:
@@ -312,6 +368,8 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
     if not isinstance(before, dict):
         raise InputError(f"resume: {folder / 'config.yaml'} is damaged; give another out.")
     for name, value in config.items():
+        if name == "tracking":  # who is told changes nothing of the run
+            continue
         if before.get(name) != value and not is_auto(value):  # what was chosen for it is what the run has
             raise InputError(
                 f"resume: {name} is {value!r}, and the run in {folder} has {before.get(name)!r}; "

@@ -4,10 +4,11 @@ Legend: T tasks, N rows, C classes or outputs.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,13 +21,17 @@ from kinfold._version import __version__
 from kinfold.config import is_object
 from kinfold.data import encoder_from_spec
 from kinfold.data.base import Encoder, Inputs, Kind, Label
-from kinfold.errors import InputError
+from kinfold.errors import InputError, unknown
 from kinfold.models import Rescaled, factory
-from kinfold.report import write_report
+from kinfold.report import picked_words, write_report
 from kinfold.selection import Estimate
+from kinfold.selection.estimate import calibration_bins
 from kinfold.splits.base import Splits
 from kinfold.splits.saved import load_splits, save_splits
 from kinfold.tasks.state import materialise
+
+if TYPE_CHECKING:  # drawing is imported when something is drawn
+    from matplotlib.figure import Figure
 
 _ROWS_AT_ONCE = 1024
 
@@ -192,6 +197,58 @@ class Result:
         inputs = self.encoder.encode(x)
         return model_outputs(self.model, inputs, torch.arange(len(inputs)))
 
+    def plot(self, kind: str = "curves", rows: tuple[Any, Any] | None = None) -> "Figure":
+        """Returns a matplotlib figure, which a notebook shows; pyplot does not know of it.
+
+        Args:
+            kind: `curves`, the tasks' training loss and validation score by period; `scores`, every task's model on
+                every task's validation rows, with the cells marked that it was exposed to; `transfers`, who taught
+                whom; `calibration`, how often the model is right at each level of confidence.
+            rows: for `calibration` alone: labelled rows (x, y) that the model has not seen, y as the run was given it.
+
+        Raises:
+            InputError: the kind is unknown, or there is nothing to draw.
+
+        Example:
+            >>> import kinfold
+            >>> result = kinfold.fit("mlp", "iris", tasks=3, epochs=5)
+            >>> len(result.plot("scores").axes)  # the matrix, and its scale of colours
+            2
+        """
+        if kind not in _PLOTS:
+            raise unknown("kind", kind, _PLOTS)
+        if (rows is not None) != (kind == "calibration"):
+            needs = "needs rows=(x, y), which the model has not seen" if rows is None else "takes no rows"
+            raise InputError(f"plot: {kind} {needs}.")
+        return _PLOTS[kind](self, rows)
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks, in the page's own colours."""
+        estimate, selected = self.estimate, self.selected
+        if estimate is None:
+            said = "none: holdout=0"
+        else:
+            ends = "" if estimate.low is None or estimate.high is None else f"{estimate.low:.4g} to {estimate.high:.4g}"
+            interval = f", {100 * estimate.level:g} % interval {ends}" if ends else ""
+            clean = "sealed rows" if estimate.clean else "sealed rows, not clean"
+            said = f"{estimate.metric} {estimate.value:.4g}{interval} ({estimate.rows} {clean})"
+        distilled, own = selected.kind == "distilled", [f"{score:.4g}" for score in self.scores.own.tolist()]
+        but = "says little, since it trained on their rows" if distilled else "optimistic, since it was selected by"
+        rows = {
+            "estimate": said,
+            "selected": picked_words(self.to_json()),
+            "validation score"
+            if distilled
+            else "selection score": f"{selected.score:.4g} by {selected.criterion}; {but}",
+            f"own {self.scores.metric} of the tasks": ", ".join(own if len(own) <= 16 else [*own[:16], "…"]),
+            "transfers": f"{self.transfers.accepted} accepted of {self.transfers.proposed}",
+            "trained": f"{self.epochs_run} epochs in {self.cost['wall_seconds']:.3g} s, stopped by {self.stopped}",
+        }
+        left = ' style="text-align: left"'
+        lines = (f"<tr><th scope=row{left}>{escape(k)}</th><td{left}>{escape(v)}</td></tr>" for k, v in rows.items())
+        style = "color: inherit"  # which a table does not by itself on every page
+        return f'<table style="{style}"><caption>Kinfold\'s result</caption><tbody>{"".join(lines)}</tbody></table>'
+
     def to_json(self) -> dict[str, Any]:
         """Returns `result.json` as JSON values (see docs/contracts.md)."""
         said: dict[str, Any] = files.jsonable(
@@ -244,6 +301,81 @@ class Result:
         files.write_json(directory / "model.json", about)
         files.write_json(directory / "result.json", self.to_json())
         write_report(directory)
+
+
+def _plot_curves(result: Result, rows: None) -> "Figure":
+    from kinfold.report import figures
+
+    periods = [event for event in result.history if event["event"] == "period"]
+    epochs = [event for event in result.history if event["event"] == "student"]
+    if not periods:
+        raise InputError("plot: the history has no periods to draw curves of.")
+
+    def table(name: str) -> Float[np.ndarray, "P T"]:
+        return np.asarray([event[name] for event in periods], dtype=np.float64)
+
+    student = [[event["period"], event["train_loss"]] for event in epochs]
+    return figures.curves(
+        table("train_loss"),
+        table("metric"),
+        np.asarray([event["period"] for event in periods]),
+        np.asarray(student, dtype=np.float64).reshape(-1, 2),
+        metric=result.scores.metric,
+        selected=result.selected.task,
+    )
+
+
+def _plot_scores(result: Result, rows: None) -> "Figure":
+    from kinfold.report import figures
+
+    scores, selected = result.scores, result.selected
+    framed = selected.task if selected.kind == "task" else None
+    return figures.score_matrix(scores.matrix.numpy(), scores.exposed.numpy(), metric=scores.metric, selected=framed)
+
+
+def _plot_transfers(result: Result, rows: None) -> "Figure":
+    from kinfold.report import figures
+
+    proposed = np.zeros((result.splits.tasks, result.splits.tasks), dtype=np.int64)
+    for event in result.history:
+        for move in event["transfers"] if event["event"] == "transfer" else ():
+            proposed[move["recipient"], move["donors"]] += move.get("times", 1)
+    if not proposed.any():
+        raise InputError("plot: nothing was transferred between the tasks; there is no graph to draw.")
+    return figures.transfer_graph(result.transfers.by_pair.numpy(), proposed)
+
+
+def _plot_calibration(result: Result, rows: tuple[Any, Any]) -> "Figure":
+    from kinfold.report import figures
+
+    labels = result.target.labels
+    if labels is None:
+        raise InputError("plot: the run was a regression, which has no confidence to calibrate.")
+    x, y = rows
+    numbers = {label: number for number, label in enumerate(labels)}
+    given = np.asarray(y).tolist()
+    strange = [label for label in given if label not in numbers]
+    if strange:
+        raise InputError(f"plot: rows: {strange[0]!r} is no class of the run; its classes are {_listed(labels)}.")
+    outputs = result.outputs(x)
+    if len(outputs) != len(given) or not given:
+        raise InputError(f"plot: rows: {len(outputs)} rows and {len(given)} targets; give one for each row.")
+    bins = calibration_bins(outputs, torch.tensor([numbers[label] for label in given]))
+    return figures.calibration(bins, rows=f"{len(given)} rows")
+
+
+def _listed(labels: Sequence[Label]) -> str:
+    few = ", ".join(repr(label) for label in labels[:5])
+    return few if len(labels) <= 5 else f"{few} …"
+
+
+_PLOTS: Mapping[str, Callable[[Result, Any], "Figure"]] = {
+    "curves": _plot_curves,
+    "scores": _plot_scores,
+    "transfers": _plot_transfers,
+    "calibration": _plot_calibration,
+}
+"""What `Result.plot` draws."""
 
 
 def model_outputs(model: nn.Module, inputs: Inputs, rows: Int64[Tensor, " m"]) -> Float[Tensor, "m C"]:

@@ -84,11 +84,12 @@ KEYS: Mapping[str, Key] = {
     "precision": Key(str, "P", "float32, bf16 or float64"),
     "device": Key(str, "D", "auto, cpu, cuda, cuda:1 …"),
     "seed": Key(int, "S", "of everything random"),
+    "tracking": Key(Parts, "WHERE", "tensorboard, mlflow or wandb; '[tensorboard, {name: mlflow, experiment: mine}]'"),
 }
 """Everything that `config.yaml` holds beside `data`."""
 
 
-_SET_BY_ARMS = ("transfer", "candidates", "holdout", "seed")
+_SET_BY_ARMS = ("transfer", "candidates", "holdout", "seed", "tracking")
 COMPARE_KEYS: Mapping[str, Key] = {
     "arms": Key(Parts, "ARMS", "a,b,c: controls, and rules such as teach+papa; or a list that has mappings, too"),
     "seeds": Key(int, "K", "how many seeds every arm runs with"),
@@ -97,7 +98,8 @@ COMPARE_KEYS: Mapping[str, Key] = {
     "control": Key(str | None, "ARM", "the arm that the others are set against (default: all-rows, else the first)"),
     **{name: key for name, key in KEYS.items() if name not in _SET_BY_ARMS},
 }
-"""Everything that `comparison.yaml` holds beside `data`: what `train` takes, but for what arms and seeds decide."""
+"""Everything that `comparison.yaml` holds beside `data`: what `train` takes, but for what arms and seeds decide, and
+for tracking, which is of one run."""
 
 
 def declare_keys(parser: ArgumentParser, keys: Mapping[str, Key], defaults: Given) -> None:

@@ -22,7 +22,7 @@ from kinfold.comparing.table import CONVENTIONAL, Score
 from kinfold.data.base import Dataset
 from kinfold.engines import Job
 from kinfold.errors import InputError, unknown
-from kinfold.fitting import carry_out, fit
+from kinfold.fitting import ABOUT_THE_RUN, carry_out, fit
 from kinfold.result import model_outputs
 from kinfold.run import Event
 from kinfold.splits import RowInfo, Splits, Splitter, draw_splits
@@ -100,7 +100,7 @@ def resolve_arm(spec: str | Given) -> Arm:
     if not name or Path(name).name != name:  # records are named after it
         raise InputError(f"arms: the name {name!r} cannot be that of a file; leave out slashes.")
     changes = {key: value for key, value in spec.items() if key != "name"}
-    known = [key for key in inspect.signature(fit).parameters if key not in ("out", "resume", "listen", *SET_BY_TRIAL)]
+    known = [key for key in inspect.signature(fit).parameters if key not in (*ABOUT_THE_RUN, *SET_BY_TRIAL)]
     for key in changes:
         if key in SET_BY_TRIAL:
             raise InputError(f"arms: {name}: {key} is the same for all arms; leave it out.")

@@ -32,7 +32,7 @@ from kinfold.data import read
 from kinfold.data.base import Dataset
 from kinfold.engines import choose_engine
 from kinfold.errors import InputError, RunError
-from kinfold.fitting import fit
+from kinfold.fitting import ABOUT_THE_RUN, fit
 from kinfold.splits import draw_splits
 from kinfold.splits.pick import check_share
 
@@ -200,7 +200,7 @@ def fit_arguments(model: Any, data: Any, **options: Any) -> dict[str, Any]:
         >>> fit_arguments("mlp", "iris", tasks=3)["tasks"]
         3
     """
-    for name in ("out", "resume", "listen", *_OWN):
+    for name in (*ABOUT_THE_RUN, *_OWN):
         if name in options:
             whose = "an arm's own to set" if name in SET_BY_ARM else "the comparison's own to set"
             raise InputError(f"{name}: is {whose}; leave it out.")
@@ -209,7 +209,7 @@ def fit_arguments(model: Any, data: Any, **options: Any) -> dict[str, Any]:
     except TypeError as error:
         raise InputError(f"compare: {error}.") from None
     bound.apply_defaults()
-    given = {name: value for name, value in bound.arguments.items() if name not in ("out", "resume", "listen")}
+    given = {name: value for name, value in bound.arguments.items() if name not in ABOUT_THE_RUN}
     return {**given, "transfer": "none", "holdout": 0.0}
 
 

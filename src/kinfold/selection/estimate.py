@@ -180,8 +180,7 @@ def _bca_levels(
 def calibration_error(outputs: Float[Tensor, "n C"], targets: Int64[Tensor, " n"], bins: int = 15) -> float:
     """Returns the expected calibration error: how far confidence is from accuracy, averaged over the rows.
 
-    Rows are binned by confidence (the largest softmax of the outputs) into `bins` intervals of equal width, open
-    below and closed above; ECE = Σ_b |B_b|/n · |accuracy(B_b) − confidence(B_b)|.
+    ECE = Σ_b |B_b|/n · |accuracy(B_b) − confidence(B_b)|, over the bins of `calibration_bins`.
 
     Source: C. Guo et al., *On calibration of modern neural networks*, ICML 2017, eq. 3.
 
@@ -189,11 +188,32 @@ def calibration_error(outputs: Float[Tensor, "n C"], targets: Int64[Tensor, " n"
         >>> calibration_error(torch.tensor([[50.0, 0.0], [50.0, 0.0]]), torch.tensor([0, 1]))
         0.5
     """
+    found = calibration_bins(outputs, targets, bins)
+    return sum(each["rows"] * abs(each["accuracy"] - each["confidence"]) for each in found) / len(targets)
+
+
+def calibration_bins(
+    outputs: Float[Tensor, "n C"], targets: Int64[Tensor, " n"], bins: int = 15
+) -> list[dict[str, float | int]]:
+    """Returns how often the model was right at each level of confidence: the reliability diagram in numbers.
+
+    Rows are binned by confidence (the largest softmax of the outputs) into `bins` intervals of equal width, open
+    below and closed above. Of each bin that has rows: its `low` and `high` end, how many `rows`, their mean
+    `confidence`, and the `accuracy` on them.
+
+    Example:
+        >>> calibration_bins(torch.tensor([[50.0, 0.0], [50.0, 0.0]]), torch.tensor([0, 1]), bins=2)
+        [{'low': 0.5, 'high': 1.0, 'rows': 2, 'confidence': 1.0, 'accuracy': 0.5}]
+    """
     confidence, predicted = outputs.to(torch.float64).softmax(dim=1).max(dim=1)
-    gap = (predicted == targets).to(torch.float64) - confidence
     place = ((confidence * bins).ceil().to(torch.int64) - 1).clamp(0, bins - 1)
-    in_bin = torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, place, gap)
-    return float(in_bin.abs().sum() / len(targets))
+    each = torch.stack([torch.ones_like(confidence), confidence, (predicted == targets).to(torch.float64)], dim=1)
+    sums = torch.zeros(bins, 3, dtype=torch.float64, device=each.device).index_add(0, place, each).tolist()
+    return [
+        {"low": b / bins, "high": (b + 1) / bins, "rows": int(n), "confidence": sure / n, "accuracy": right / n}
+        for b, (n, sure, right) in enumerate(sums)
+        if n
+    ]
 
 
 def per_class(
