@@ -126,6 +126,22 @@ def test_a_module_comes_back_into_its_structure(tmp_path: Path, make: Any) -> No
         kinfold.load(tmp_path / "run", other)
 
 
+def sized(outputs: int, *, input_shape: tuple[int, ...], width: int = 5) -> nn.Module:
+    return nn.Sequential(nn.Linear(*input_shape, width), nn.ReLU(), nn.Linear(width, outputs))
+
+
+def test_a_factory_that_asks_for_the_sizes_of_the_data(tmp_path: Path) -> None:
+    x, y = rows()
+    make = lambda input_shape, outputs: sized(outputs, input_shape=input_shape, width=3)  # noqa: E731
+    written = kinfold.fit(make, (x, y), out=tmp_path / "run", **SMALL)
+    assert [layer.out_features for layer in written.model if isinstance(layer, nn.Linear)] == [3, 2]
+    assert_same(kinfold.load(tmp_path / "run", make), written, x)
+    again = kinfold.fit(make, (x, y), out=tmp_path / "run", resume=True, **SMALL)  # which is finished
+    assert_same(again, written, x)
+    with pytest.raises(InputError, match="does not fit what was saved"):
+        kinfold.load(tmp_path / "run", sized)
+
+
 def test_a_table_comes_back(tmp_path: Path) -> None:
     import pandas as pd
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 import kinfold
 from kinfold import files
+from kinfold.assembling import fingerprint
+from kinfold.data import read, weighted
 from kinfold.errors import InputError
 from kinfold.methods.base import Batch, Inner, Method, Model, Params, State, ValueAndGrad
 from kinfold.transfer import (
@@ -359,6 +361,15 @@ def test_a_finished_run_is_loaded(tmp_path: Path) -> None:
     again = fit(tmp_path / "run", resume=True, listen=stop_at("period", 1))
     assert again.to_json() == whole.to_json()
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_data_are_known_again_by_their_weights_too() -> None:
+    data = read(rows())
+    heavier = weighted(data, 1 + np.arange(70) % 2)
+    hashes = data.fingerprints()
+    assert fingerprint(data, hashes) == fingerprint(read(rows()), hashes)
+    assert fingerprint(heavier, hashes) != fingerprint(data, hashes)
+    assert fingerprint(heavier, hashes) != fingerprint(weighted(data, 2 - np.arange(70) % 2), hashes)
 
 
 @pytest.mark.parametrize(

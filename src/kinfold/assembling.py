@@ -24,7 +24,7 @@ from kinfold.engines import Job, Precision
 from kinfold.errors import InputError, unknown
 from kinfold.finishing import Remaining
 from kinfold.methods import METHODS, Method
-from kinfold.models import Rescaled, StandardisedMSE, factory, moments
+from kinfold.models import Rescaled, StandardisedMSE, factory, moments, sized
 from kinfold.parts import LOSSES, METRICS, optimizer_maker, scheduler_maker
 from kinfold.recipes import recipe
 from kinfold.run import Event
@@ -147,6 +147,7 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
         seed=int(given["seed"]),
         device=where,
         precision=precision,
+        weights=None if dataset.weights is None else torch.from_numpy(dataset.weights),
     )
     scheduler = partial(scheduler_maker, parts["scheduler"], length=epochs)
     return Assembled(prepared, job, Remaining(rule, also, epochs, stages, scheduler), config, told)
@@ -181,8 +182,9 @@ def row_info(dataset: Dataset) -> RowInfo:
 
 
 def fingerprint(dataset: Dataset, hashes: UInt64[np.ndarray, " N"]) -> str:
-    """Returns a hash of all rows and targets, given the rows' own: by it a resumed run knows its data again."""
-    return hashlib.sha256(hashes.tobytes() + dataset.target.values.numpy().tobytes()).hexdigest()
+    """Returns a hash of rows, targets and weights, given the rows' own: by it a resumed run knows its data again."""
+    weights = b"" if dataset.weights is None else dataset.weights.tobytes()
+    return hashlib.sha256(hashes.tobytes() + dataset.target.values.numpy().tobytes() + weights).hexdigest()
 
 
 def is_auto(value: object) -> bool:
@@ -267,7 +269,7 @@ def _model(model: Any, encoder: Encoder, dataset: Dataset) -> nn.Module | Callab
         return factory(model, encoder.input_shape, dataset.target.outputs, encoder.hints)
     if not callable(model):
         raise InputError(f"model: is a {type(model).__name__}; give an nn.Module, a factory of one, or a name.")
-    return model  # type: ignore[no-any-return]  # a module, or the user's factory
+    return model if isinstance(model, nn.Module) else sized(model, encoder.input_shape, dataset.target.outputs)
 
 
 def _rescaled(

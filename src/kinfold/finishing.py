@@ -263,7 +263,7 @@ def _on_all_sets(
     for j, validation in enumerate(job.validation):
         mine = validation[rows]
         for k, output in enumerate(outputs):
-            pair = job.objective.score(output[mine], job.targets[rows[mine]])
+            pair = job.score(output[mine], rows[mine])
             matrices[:, k, j] = torch.tensor(pair, dtype=torch.float64)
     return matrices[0], matrices[1]
 

@@ -44,7 +44,7 @@ ABOUT_THE_RUN = ("out", "resume", "listen", "tracking")
 
 
 def fit(
-    model: nn.Module | Callable[[], nn.Module] | str | Mapping[str, Any],
+    model: nn.Module | Callable[..., nn.Module] | str | Mapping[str, Any],
     data: Any,
     *,
     target: str | None = None,
@@ -82,8 +82,9 @@ def fit(
     """Trains one model structure on many random splits at once and returns the model best across all of them.
 
     Args:
-        model: a zero-argument factory of an `nn.Module`; a module, whose parameters are every task's start
-            (pretrained weights stay, frozen ones stay frozen, tied ones tied); a name (`mlp`, `lenet5`,
+        model: a factory of an `nn.Module`, called without arguments, but for `input_shape` and `outputs` where it
+            has parameters of these names and no defaults for them: the data's; a module, whose parameters are every
+            task's start (pretrained weights stay, frozen ones stay frozen, tied ones tied); a name (`mlp`, `lenet5`,
             `resnet20`), sized to the data; or `package.module:factory`. `"auto"`, here and for epochs, batch_size,
             optimizer, scheduler, methods and clip_norm, chooses by the kind and size of the data
             (`kinfold.recipes`), and says so.
@@ -339,15 +340,11 @@ def _pass_on(event: Event, listen: Listener | None) -> None:
         _LOG.warning("%s", event["message"])
 
 
-def _structure(model: Any) -> nn.Module | None:
-    """A module for `load` to fill, where the model cannot be rebuilt from the configuration."""
-    if isinstance(model, nn.Module):
-        return copy.deepcopy(model)
+def _structure(model: Any) -> nn.Module | Callable[..., nn.Module] | None:
+    """What `load` is to fill, where the model cannot be rebuilt from the configuration."""
     if isinstance(model, (str, Mapping)):
         return None
-    with torch.random.fork_rng([]):
-        built: nn.Module = model()
-    return built
+    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
 
 
 def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> bool:

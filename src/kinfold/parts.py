@@ -9,7 +9,7 @@ from torch import nn
 
 from kinfold.config import resolve
 from kinfold.errors import InputError
-from kinfold.tasks.objective import Metric, resolve_metric
+from kinfold.tasks.objective import Metric, finite_r2, resolve_metric
 from kinfold.tasks.update import MakeOptimizer, MakeScheduler, stretched
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -35,6 +35,7 @@ LOSSES: Mapping[str, Callable[..., nn.Module]] = {
 METRICS: Mapping[str, Callable[[], Metric]] = {
     "accuracy": partial(resolve_metric, None, "classification"),
     "r2": partial(resolve_metric, None, "regression"),
+    "finite_r2": partial(Metric, "r2", finite_r2, weighted=finite_r2),
 }
 
 

@@ -22,7 +22,7 @@ from kinfold.config import is_object
 from kinfold.data import encoder_from_spec
 from kinfold.data.base import Encoder, Inputs, Kind, Label
 from kinfold.errors import InputError, unknown
-from kinfold.models import Rescaled, factory
+from kinfold.models import Rescaled, factory, sized
 from kinfold.report import picked_words, write_report
 from kinfold.selection import Estimate
 from kinfold.selection.estimate import calibration_bins
@@ -412,13 +412,13 @@ def finished(directory: str | Path) -> Path:
     return path
 
 
-def load(directory: str | Path, model: nn.Module | None = None) -> Result:
+def load(directory: str | Path, model: nn.Module | Callable[..., nn.Module] | None = None) -> Result:
     """Returns a finished run from its directory.
 
     Args:
         directory: a run directory.
-        model: a module of the run's structure, for runs whose model was given as a Python object; its parameters
-            are overwritten. Models given by name or as `package.module:factory` are rebuilt.
+        model: a module of the run's structure, whose parameters are overwritten, or a factory of it; for runs whose
+            model was given as a Python object. Models given by name or as `package.module:factory` are rebuilt.
 
     Raises:
         InputError: the directory holds no finished run, a file is damaged, or the model cannot be rebuilt.
@@ -431,6 +431,9 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Result:
         encoder = encoder_from_spec(about["encoder"])
         if model is None:
             model = _rebuilt(about["model"], encoder, target.outputs)
+        elif not isinstance(model, nn.Module):
+            with torch.random.fork_rng([]):
+                model = sized(model, encoder.input_shape, target.outputs)()
         materialise([model], torch.zeros(2, *encoder.input_shape), seed=0)
         if about["rescaled"] and not isinstance(model, Rescaled):
             model = Rescaled(model, torch.zeros(target.outputs), torch.ones(target.outputs))

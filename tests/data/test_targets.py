@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinfold.data.targets import encode_target, make_target, row_values
+from kinfold.data import from_arrays
+from kinfold.data.targets import encode_target, make_target, row_values, weighted
 from kinfold.errors import InputError
 
 LABELS = st.one_of(
@@ -121,3 +122,30 @@ def test_groups_and_times():
 def test_bad_groups_and_times(values, sortable, message):
     with pytest.raises(InputError, match=f"times: .*{message}"):
         row_values(values, 2, "times", sortable=sortable)
+
+
+def test_weights_are_kept_by_their_mean():
+    dataset = from_arrays(np.zeros((3, 2)), [0, 1, 1])
+    assert dataset.weights is None
+    made = weighted(dataset, torch.tensor([1, 2, 6]))
+    assert type(made) is type(dataset)
+    assert made.weights.tolist() == [1 / 3, 2 / 3, 2.0]
+    assert made.features is dataset.features
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 2.0], r"shape \[2\] for 3 rows"),
+        ([1.0, 0.0, 2.0], r"row 1 has 0\.0; give a number above 0, or leave the row out"),
+        ([1.0, 1.0, -2.0], r"row 2 has -2\.0"),
+        ([1.0, float("inf"), 2.0], "row 1 has inf"),
+        ([1.0, 2.0, float("nan")], "row 2 has no value"),
+        (["a", "b", "c"], "give numbers"),
+        (None, "are no numbers"),
+        (np.array(["2020", "2021", "2022"], dtype="datetime64[D]"), "are no numbers"),
+    ],
+)
+def test_bad_weights(weights, message):
+    with pytest.raises(InputError, match=f"weights: .*{message}"):
+        weighted(from_arrays(np.zeros((3, 2)), [0, 1, 1]), weights)

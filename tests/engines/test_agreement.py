@@ -154,6 +154,7 @@ def margin(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]))
+ROW_WEIGHTS = torch.linspace(0.1, 3.0, 64, dtype=torch.float64)
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2)},
     "adamw": {"optimizer": ADAMW},
@@ -174,6 +175,8 @@ CASES: dict[str, dict[str, Any]] = {
     "tied": {"model": Tied},
     "lazy": {"model": lazy},
     "weighted": {"loss": WEIGHTED},
+    "weighted rows": {"weights": ROW_WEIGHTS, "methods": (Mixup(0.4),), "better": "loss"},
+    "weighted rows of regression": {"weights": ROW_WEIGHTS, "regression": True, "model": partial(nn.Linear, 5, 2)},
     "by loss": {"better": "loss"},
     "regression": {"regression": True, "model": partial(nn.Linear, 5, 2)},
     "own loss and metric": {"loss": margin, "metric": MulticlassF1Score(num_classes=3, average="macro")},

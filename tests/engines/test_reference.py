@@ -28,7 +28,7 @@ def plain_loop(job: Any, epochs: int) -> tuple[nn.Module, list[tuple[float, floa
         steps = max(1, len(rows) // job.batch_size)
         for step in range(steps):
             batch = rows[step * job.batch_size : (step + 1) * job.batch_size]
-            (nn.functional.cross_entropy(model(x[batch]), y[batch]) / job.accumulate).backward()
+            (weighted_loss(model(x[batch]), y[batch], job, batch) / job.accumulate).backward()
             if (step + 1) % job.accumulate == 0 or step + 1 == steps:
                 if job.clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), job.clip_norm)
@@ -37,15 +37,26 @@ def plain_loop(job: Any, epochs: int) -> tuple[nn.Module, list[tuple[float, floa
         model.eval()
         with torch.no_grad():
             outputs, own = model(x[job.validation[0]]), y[job.validation[0]]
-            loss = float(nn.functional.cross_entropy(outputs, own))
-            scores.append((float((outputs.argmax(1) == own).double().mean()), loss))
+            loss = float(weighted_loss(outputs, own, job, job.validation[0]))
+            counts = torch.ones(len(own)).double() if job.weights is None else job.weights[job.validation[0]]
+            scores.append((float((outputs.argmax(1) == own).double() @ counts / counts.sum()), loss))
         scheduler.step()
     return model, scores
 
 
+def weighted_loss(outputs: torch.Tensor, y: torch.Tensor, job: Any, rows: torch.Tensor) -> torch.Tensor:
+    if job.weights is None:
+        return nn.functional.cross_entropy(outputs, y)
+    return (nn.functional.cross_entropy(outputs, y, reduction="none") * job.weights[rows]).sum() / job.weights[
+        rows
+    ].sum()
+
+
 @pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize(
-    "changes", [{}, {"accumulate": 2}, {"clip_norm": 0.2}], ids=["plain", "accumulated", "clipped"]
+    "changes",
+    [{}, {"accumulate": 2}, {"clip_norm": 0.2}, {"weights": torch.linspace(0.1, 3, 64, dtype=torch.float64)}],
+    ids=["plain", "accumulated", "clipped", "weighted"],
 )
 def test_sequential_is_a_plain_loop(lab: SimpleNamespace, tasks: int, changes: dict[str, Any]) -> None:
     job = dataclasses.replace(lab.make_job(tasks=tasks), model=lambda: lab.network(batch_norm=True), **changes)

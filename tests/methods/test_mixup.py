@@ -71,6 +71,33 @@ def test_a_label_that_may_not_be_used_does_not_seep_in(images, classes):
     assert mixed.y.isfinite().all()
 
 
+def test_rows_that_count_apart_bring_their_targets_by_their_weights(images):
+    """So that Σ weight · cross-entropy is that of the mixture's two rows, each with its own target and weight."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.rand(5, generator=generator, dtype=torch.float64) + 0.1
+    soft = torch.rand(5, 3, generator=generator, dtype=torch.float64)
+    onehot = torch.nn.functional.one_hot(images.y, 3).double()
+    batch = images._replace(weight=weight, soft=soft)
+    for soft_weight, labelled in (
+        (torch.tensor(0.5, dtype=torch.float64), None),
+        (torch.rand(5, generator=generator, dtype=torch.float64), torch.tensor([1.0, 0, 1, 0, 0], dtype=torch.float64)),
+    ):
+        mixed, W = mixture(batch._replace(soft_weight=soft_weight, labelled=labelled))
+        if labelled is not None:  # `mixture` reads W off without it
+            mixed = Mixup(1.0).batch(batch._replace(soft_weight=soft_weight, labelled=labelled), {}, KEY)
+        usable = torch.ones(5, dtype=torch.float64) if labelled is None else labelled
+        torch.testing.assert_close(mixed.weight, W @ weight)
+        share = mixed.weight if labelled is None else mixed.weight * mixed.labelled
+        torch.testing.assert_close(share, W @ (weight * usable))
+        torch.testing.assert_close(
+            mixed.y.double() * share[:, None], W @ (onehot * (weight * usable)[:, None]), rtol=1e-6, atol=1e-6
+        )
+        own = soft_weight.expand(5)
+        torch.testing.assert_close(mixed.weight * mixed.soft_weight, W @ (weight * own))
+        expected = W @ (soft * (weight * own)[:, None])
+        torch.testing.assert_close(mixed.soft * (mixed.weight * mixed.soft_weight)[:, None], expected)
+
+
 def test_lambda_follows_beta(images):
     lam = torch.stack([mixture(images, 0.4, random.key("lambda", i))[1].diagonal().min() for i in range(500)])
     moved = lam[lam < 1]  # a permutation may leave all in place

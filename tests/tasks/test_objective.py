@@ -8,7 +8,17 @@ from torch import nn
 
 from kinfold.errors import InputError
 from kinfold.methods import Batch
-from kinfold.tasks.objective import ClassCrossEntropy, Metric, Objective, accuracy, make_objective, r2, resolve_metric
+from kinfold.models import StandardisedMSE
+from kinfold.tasks.objective import (
+    ClassCrossEntropy,
+    Metric,
+    Objective,
+    accuracy,
+    finite_r2,
+    make_objective,
+    r2,
+    resolve_metric,
+)
 
 CPU = torch.device("cpu")
 
@@ -193,3 +203,65 @@ def test_plain_cross_entropy_is_torchs_in_fewer_operations(dtype: torch.dtype) -
 def test_another_cross_entropy_is_left_as_it_is(loss: nn.Module) -> None:
     objective = make_objective("classification", 4, loss, None, torch.device("cpu"), torch.float32)
     assert type(objective.loss) is nn.CrossEntropyLoss
+
+
+COUNTS = torch.tensor([1.0, 3.0, 2.0, 1.0, 2.0, 4.0], dtype=torch.float64)
+TWICE = torch.repeat_interleave(torch.arange(6), COUNTS.long())
+"""Rows 0 … 5, as often as they count."""
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("loss", [None, WEIGHTED, custom])
+@pytest.mark.parametrize("soft_weight", [None, torch.tensor(0.3), torch.linspace(0, 1, 6)])
+@pytest.mark.parametrize("labelled", [None, torch.tensor([1.0, 1, 0, 1, 0.5, 0])])
+def test_a_weight_is_how_often_a_row_stands_in_the_batch(kind, loss, soft_weight, labelled):
+    if kind == "regression":
+        loss = {None: None, WEIGHTED: StandardisedMSE(torch.tensor([2.0, 0.5]))}.get(loss, nn.L1Loss())
+        o, y, x, classes = objective(kind, 2, loss), numbers(6, 2, seed=4), numbers(6, 2), None
+    else:
+        o, y, x, classes = objective(loss=loss), CLASSES, LOGITS, 3
+    labelled = None if soft_weight is None or labelled is None else labelled.double()
+    given = None if soft_weight is None else soft_weight.double()
+    soft = None if given is None else torch.softmax(numbers(*x.shape, seed=2), 1)
+    batch = Batch(x, y, torch.arange(6), classes, labelled, soft, given)
+
+    def repeated(part):
+        return part[TWICE] if isinstance(part, torch.Tensor) and part.ndim else part
+
+    expected = o.training_loss(identity, Batch(*map(repeated, batch)), 2.0)
+    torch.testing.assert_close(o.training_loss(identity, batch._replace(weight=COUNTS), 2.0), expected)
+    scaled = batch._replace(weight=5.0 * COUNTS)
+    torch.testing.assert_close(o.training_loss(identity, scaled, 2.0), expected)
+    # One that counts for nothing is as good as absent.
+    few = batch._replace(weight=torch.tensor([1.0, 1, 1, 0, 0, 0], dtype=torch.float64))
+    without = Batch(*(part[:3] if isinstance(part, torch.Tensor) and part.ndim else part for part in batch))
+    torch.testing.assert_close(o.training_loss(identity, few, 2.0), o.training_loss(identity, without, 2.0))
+
+
+@pytest.mark.parametrize("loss", [None, WEIGHTED, custom])
+def test_weights_go_with_probabilities_too(loss):
+    o, soft = objective(loss=loss).of_probabilities(), torch.softmax(numbers(6, 3, seed=1), 1)
+    batch = BATCH._replace(y=soft)
+    repeated = batch._replace(x=LOGITS[TWICE], y=soft[TWICE], row=TWICE)
+    expected = o.training_loss(identity, repeated)
+    torch.testing.assert_close(o.training_loss(identity, batch._replace(weight=COUNTS)), expected)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("loss", [None, WEIGHTED])
+def test_scores_count_rows_by_their_weights(kind, loss):
+    if kind == "regression":
+        o, y, x = objective(kind, 2), numbers(6, 2, seed=4), numbers(6, 2)
+    else:
+        o, y, x = objective(loss=loss), CLASSES, LOGITS
+    assert o.score(x, y, COUNTS) == pytest.approx(o.score(x[TWICE], y[TWICE]))
+    assert o.score(x, y, COUNTS) != pytest.approx(o.score(x, y))
+    plain = objective(kind, o.outputs, metric=lambda outputs, targets: float(len(targets)))
+    assert plain.score(x, y, COUNTS)[0] == 6.0  # it knows of no weights
+
+
+def test_r2_of_equal_targets_may_count_as_nothing():
+    y = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+    assert finite_r2(torch.zeros(2), torch.ones(2)) == 0.0
+    assert finite_r2(y, y) == pytest.approx(0.5)
+    assert finite_r2(y[:, 1], y[:, 1]) == r2(y[:, 1], y[:, 1]) == 1.0

@@ -22,7 +22,7 @@ from kinfold.data.series import SeriesDataset, SeriesEncoder, from_series, from_
 from kinfold.data.streamed import Streamed
 from kinfold.data.table import TableDataset, TableEncoder, from_frame
 from kinfold.data.table_files import read_arrow, read_csv, read_parquet, write_table
-from kinfold.data.targets import encode_target
+from kinfold.data.targets import encode_target, weighted
 from kinfold.data.text import TextDataset, TextEncoder, from_texts
 from kinfold.data.text_files import read_json_table, read_tab
 from kinfold.data.wrapped import ItemsDataset, from_torch
@@ -109,5 +109,6 @@ __all__ = [
     "read_tab",
     "read_ts",
     "read_ucr",
+    "weighted",
     "write_table",
 ]

@@ -17,12 +17,12 @@ Example:
 
 import abc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped, UInt64
+from jaxtyping import Float64, Int64, Shaped, UInt64
 from torch import Tensor
 
 Kind: TypeAlias = Literal["classification", "regression"]
@@ -148,6 +148,8 @@ class Dataset(abc.ABC):
         target: what is to be predicted.
         groups: [N] group of each row (rows of one group are never divided by a grouped split), or None.
         times: [N] sortable time of each row (for ordered splits), or None.
+        weights: [N] how much each row counts, in training and where models are scored, all above 0; or None where all
+            count alike. See `kinfold.data.weighted`.
         form: what kind of thing a row is; network, augmentation and recipe are chosen by it where nobody says.
         standardised: whether this format brings features, and regression targets for training, to standard units.
     """
@@ -159,6 +161,7 @@ class Dataset(abc.ABC):
     target: Target
     groups: Shaped[np.ndarray, " N"] | None = None
     times: Shaped[np.ndarray, " N"] | None = None
+    weights: Float64[np.ndarray, " N"] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.target.values)

@@ -3,17 +3,20 @@
 Rows are counted from 0 in every message.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
-from kinfold.data.base import Kind, Label, Target
+from kinfold.data.base import Dataset, Kind, Label, Target
 from kinfold.errors import InputError
+
+Data = TypeVar("Data", bound=Dataset)
 
 _LABEL_TYPES = (str, int, float, bool)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
@@ -149,6 +152,35 @@ def row_values(values: Any, rows: int, argument: str, *, sortable: bool = False)
     if sortable and array.dtype.kind not in "iufM":
         raise InputError(f"{argument}: row 0 holds {array[0]!r}; give numbers or dates.")
     return array.astype(str) if array.dtype.kind == "O" else array
+
+
+def weighted(dataset: Data, weights: Any) -> Data:
+    """Returns the data set with rows that count by weights: in the loss they are trained by, and in validation scores.
+
+    The loss of a batch is Σ w · loss / Σ w over its rows, so that only the weights' proportions matter.
+
+    Args:
+        dataset: N rows.
+        weights: [N] numbers above 0; they are kept divided by their mean. Rows that are not to count at all are to
+            be left out of the data, since a row in it is split, scaled and normalised by like any other.
+
+    Raises:
+        InputError: not one number a row, or one that is not above 0 or not finite.
+
+    Example:
+        >>> from kinfold.data import from_arrays
+        >>> weighted(from_arrays([[0.0], [1.0]], [0, 1]), [1, 3]).weights
+        array([0.5, 1.5])
+    """
+    values = row_values(weights, len(dataset), "weights", sortable=True)
+    if values is None or values.dtype.kind == "M":
+        raise InputError("weights: are no numbers; give one number above 0 a row.")
+    values = values.astype(np.float64)
+    bad = ~((values > 0) & np.isfinite(values))
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(f"weights: row {row} has {values[row]}; give a number above 0, or leave the row out.")
+    return dataclasses.replace(dataset, weights=values / values.mean())
 
 
 def _to_numpy(values: Any, where: str) -> Shaped[np.ndarray, "*shape"]:

@@ -47,6 +47,7 @@ class Job:
         seed: of everything random.
         device: where the tasks live.
         precision: `bf16` keeps parameters in float32 and computes the forward pass under autocast.
+        weights: [N] how much each row counts in losses and scores, or None where all count alike.
         channels_last: whether the weights of convolutions over images lie with their channels innermost: from there
             on, convolutions give outputs that do. The numbers are the same, to rounding.
     """
@@ -68,6 +69,7 @@ class Job:
     seed: int = 0
     device: torch.device = _CPU
     precision: Precision = "float32"
+    weights: Float[Tensor, " N"] | None = None
     channels_last: bool = False
 
     @property
@@ -83,6 +85,11 @@ class Job:
     def on(self, device: torch.device) -> "Job":
         """Returns the same job for another device, its loss included."""
         return dataclasses.replace(self, device=device, objective=self.objective.on(device, self.dtype))
+
+    def score(self, outputs: Float[Tensor, "m C"], rows: Int64[Tensor, " m"]) -> tuple[float, float]:
+        """Returns (metric, higher is better; loss) of one model's outputs on some rows, by their weights."""
+        weights = None if self.weights is None else self.weights[rows]
+        return self.objective.score(outputs, self.targets[rows], weights)
 
 
 class Engine(abc.ABC):

@@ -89,6 +89,7 @@ class LocalEngine(Engine):
         self.inputs = job.inputs.to(self.device, self.dtype)
         floating = job.targets.is_floating_point()
         self.targets = job.targets.to(self.device, self.dtype if floating else torch.int64)
+        self.weights = None if job.weights is None else job.weights.to(self.device, self.dtype)
         self.stack = start_stack(job) if stack is None else stack
         self.updater = Updater(self.stack.params, job.optimizer, job.scheduler, self.fuse)
         self.states: list[State] = [self._start_method(method) for method in job.methods]
@@ -332,13 +333,14 @@ class LocalEngine(Engine):
     def _batch(self, which: Int64[Tensor, " k"], index: Int64[Tensor, "k B"]) -> Batch:
         classes = self.job.objective.classes
         x = self.inputs.rows(index) if self._reading is None else next(self._reading)
-        batch = Batch(x, self.targets[index], index, classes)
+        weight = None if self.weights is None else self.weights[index]
+        batch = Batch(x, self.targets[index], index, classes, weight=weight)
         lesson = self.lesson
         if lesson is None:
             return batch
         rows = which[:, None]
-        weight = lesson.weight[which] if lesson.weight.ndim == 1 else lesson.weight[rows, index]
-        batch = batch._replace(soft=lesson.targets[rows, index], soft_weight=weight.to(self.dtype))
+        believed = lesson.weight[which] if lesson.weight.ndim == 1 else lesson.weight[rows, index]
+        batch = batch._replace(soft=lesson.targets[rows, index], soft_weight=believed.to(self.dtype))
         if not self._partly_labelled:
             return batch
         labelled = ~lesson.unlabelled[rows, index]
@@ -514,8 +516,7 @@ class LocalEngine(Engine):
         return self._scores_of([outputs.cpu() for outputs in self._outputs_on(stack, rows)], rows)
 
     def _scores_of(self, outputs: list[Float[Tensor, "_ C"]], rows: list[Int64[Tensor, " _"]]) -> Float[Tensor, "k 2"]:
-        score, targets = self.job.objective.score, self.job.targets
-        pairs = [score(mine, targets[own]) for mine, own in zip(outputs, rows, strict=True)]
+        pairs = [self.job.score(mine, own) for mine, own in zip(outputs, rows, strict=True)]
         return torch.tensor(pairs, dtype=torch.float64)
 
     def _outputs_on(self, stack: TaskStack, rows: list[Int64[Tensor, " _"]]) -> list[Float[Tensor, "_ C"]]:
@@ -910,7 +911,7 @@ class LocalEngine(Engine):
                     f"make its last layer {objective.outputs} wide."
                 )
             try:
-                objective.score(outputs[0].cpu(), self.job.targets[index[0].cpu()])
+                self.job.score(outputs[0].cpu(), index[0].cpu())
             except Exception as error:
                 name, why = objective.metric.name, " ".join(str(error).split())
                 raise InputError(f"metric: {name} or the loss fails on the model's outputs ({why}).") from error

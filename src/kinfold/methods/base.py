@@ -51,6 +51,7 @@ class Batch(NamedTuple):
         labelled: [B] 1.0 where y may be used, 0.0 where only `soft` may; None where all rows are labelled.
         soft: [B, C] soft targets from other tasks, or None.
         soft_weight: weight of the soft targets, one or [B], or None.
+        weight: [B] how much each row counts in the batch's loss; None where all count alike.
     """
 
     x: Rows
@@ -60,11 +61,13 @@ class Batch(NamedTuple):
     labelled: Float[Tensor, " B"] | None = None
     soft: Float[Tensor, "B C"] | None = None
     soft_weight: Float[Tensor, "*B"] | None = None
+    weight: Float[Tensor, " B"] | None = None
 
     def first(self) -> "Batch":
         """Returns the first task's batch of several tasks' batches that are stacked."""
         x = tuple(part[0] for part in self.x) if isinstance(self.x, tuple) else self.x[0]
-        rest = (None if part is None else part[0] for part in (self.labelled, self.soft, self.soft_weight))
+        parts = (self.labelled, self.soft, self.soft_weight, self.weight)
+        rest = (None if part is None else part[0] for part in parts)
         return Batch(x, self.y[0], self.row[0], self.classes, *rest)
 
 

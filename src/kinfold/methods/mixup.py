@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from kinfold import random
@@ -19,7 +19,7 @@ class Mixup(Method):
     """Rows and targets become λ · one + (1 − λ) · another of the same batch, λ ~ Beta(α, α) once a batch.
 
     Soft targets from other tasks are mixed alike. A mixture with a row whose label may not be used has the target
-    of the other row, and counts as labelled by that row's share.
+    of the other row, and counts as labelled by that row's share. Where rows have weights, each enters by its own.
 
     Attributes:
         alpha: α; towards 0 nothing is mixed, 1 draws λ uniformly.
@@ -49,17 +49,24 @@ class Mixup(Method):
             return lam.to(value.dtype) * value + (1.0 - lam).to(value.dtype) * value[other]
 
         x = tuple(mix(part) for part in batch.x) if isinstance(batch.x, tuple) else mix(batch.x)
+
+        def mean(value: Shaped[Tensor, "B *rest"], *shares: Float[Tensor, " B"] | None) -> Shaped[Tensor, "B *rest"]:
+            """The mixture of a value that rows bring by their shares, where there are any."""
+            given = [share for share in shares if share is not None]
+            if not given:
+                return mix(value)
+            share = math.prod(given[1:], start=given[0]).to(value.dtype).view(-1, *[1] * (value.ndim - 1))
+            return mix(value * share) / mix(share).clamp_min(torch.finfo(value.dtype).tiny)
+
+        rows = batch.weight
         y = batch.y if batch.classes is None else probabilities(batch)
-        if batch.labelled is None:
-            labelled, y = None, mix(y)
-        else:  # a label that may not be used must not seep into the mixture
-            share = batch.labelled.to(y.dtype).view(-1, *[1] * (y.ndim - 1))
-            labelled, y = mix(batch.labelled), mix(y * share) / mix(share).clamp_min(torch.finfo(y.dtype).tiny)
-        soft, weight = batch.soft, batch.soft_weight
-        if soft is not None and weight is not None and weight.ndim > 0:  # rows count by their own weights
-            mixed = mix(weight)
-            soft = mix(soft * weight[:, None]) / mixed[:, None].clamp_min(torch.finfo(soft.dtype).tiny)
-            weight = mixed
+        # A label that may not be used must not seep into the mixture.
+        y = mean(y, rows, batch.labelled)
+        labelled = None if batch.labelled is None else mean(batch.labelled, rows)
+        soft, soft_weight = batch.soft, batch.soft_weight
+        if soft is not None and soft_weight is not None and soft_weight.ndim > 0:
+            soft, soft_weight = mean(soft, rows, soft_weight), mean(soft_weight, rows)
         elif soft is not None:
-            soft = mix(soft)
-        return batch._replace(x=x, y=y, labelled=labelled, soft=soft, soft_weight=weight)
+            soft = mean(soft, rows)
+        weight = None if rows is None else mix(rows)
+        return batch._replace(x=x, y=y, labelled=labelled, soft=soft, soft_weight=soft_weight, weight=weight)

@@ -133,7 +133,8 @@ def factory(
 
     Args:
         spec: a name of `MODELS`; `timm:NAME` or `torchvision:NAME`; `package.module:factory`, which is called without
-            arguments; `{"name": …, **arguments}`; or `{"class_path": "package.module.Class", "init_args": {…}}`.
+            arguments but those of `sized`; `{"name": …, **arguments}`; or `{"class_path": "package.module.Class",
+            "init_args": {…}}`.
         input_shape: the shape of one row, without the batch axis, for models by name.
         outputs: how many numbers the model gives per row, for models by name.
         hints: what else the data says (`Encoder.hints`); a model by name gets those that it takes and that `spec`
@@ -167,7 +168,32 @@ def factory(
             raise unknown("model", key, ("class_path", "init_args", "name"))
     if "class_path" not in spec:
         raise InputError("model: has neither name nor class_path; give one of them.")
-    return partial(_call, spec["class_path"], load_callable(spec["class_path"], "model"), spec.get("init_args") or {})
+    make = sized(load_callable(spec["class_path"], "model"), input_shape, outputs)
+    return partial(_call, spec["class_path"], make, spec.get("init_args") or {})
+
+
+def sized(make: Callable[..., nn.Module], input_shape: tuple[int, ...], outputs: int) -> Callable[..., nn.Module]:
+    """Returns the factory with the sizes of the data bound, where it cannot be called without them.
+
+    Args:
+        make: a class or a function; parameters of it that are called `input_shape` and `outputs` and have no default
+            are given those of the data.
+        input_shape: the shape of one row, without the batch axis.
+        outputs: how many numbers the model gives per row.
+
+    Example:
+        >>> def make(input_shape, outputs, bias=False):
+        ...     return nn.Linear(input_shape[0], outputs, bias)
+        >>> sized(make, (4,), 3)()
+        Linear(in_features=4, out_features=3, bias=False)
+    """
+    try:
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return make
+    sizes: dict[str, Any] = {"input_shape": input_shape, "outputs": outputs}
+    asked = [name for name in sizes if name in parameters and parameters[name].default is inspect.Parameter.empty]
+    return partial(make, **{name: sizes[name] for name in asked}) if asked else make
 
 
 def _arguments(name: str) -> list[str]:
@@ -208,4 +234,5 @@ __all__ = [
     "factory",
     "mlp",
     "moments",
+    "sized",
 ]

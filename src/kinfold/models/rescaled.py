@@ -50,11 +50,12 @@ class StandardisedMSE(nn.Module):
     def __init__(self, scale: Float[Tensor, " K"]):
         super().__init__()
         self.register_buffer("scale", scale.clone())
+        self.reduction = "mean"  # or "none", as of torch's losses
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         scale = self.get_buffer("scale")
         scale = scale[0] if outputs.ndim == 1 else scale
-        return nn.functional.mse_loss(outputs / scale, targets / scale)
+        return nn.functional.mse_loss(outputs / scale, targets / scale, reduction=self.reduction)
 
 
 def moments(targets: Float[Tensor, "N *K"]) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:

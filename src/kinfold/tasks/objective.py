@@ -21,6 +21,7 @@ from kinfold.methods.base import Batch, Model
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 MetricFunction: TypeAlias = Callable[[Tensor, Tensor], float]
+WeightedMetricFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,60 @@ class Metric:
         compute: (outputs [N, C] or [N], targets [N]) → number; outputs are logits, or values in regression.
         higher_is_better: its direction.
         accuracy: whether it is the share of rows that are right, so that Wilson's interval applies.
+        weighted: (outputs, targets, weights [N]) → number, of rows that count by their weights; None where the
+            metric knows of no weights, and all rows count alike.
     """
 
     name: str
     compute: MetricFunction
     higher_is_better: bool = True
     accuracy: bool = False
+    weighted: WeightedMetricFunction | None = None
 
     def oriented(self, value: float) -> float:
         """Returns the value with its sign changed where lower is better."""
         return value if self.higher_is_better else -value
 
 
-def accuracy(outputs: Float[Tensor, "N C"], targets: Shaped[Tensor, " N"]) -> float:
-    """Returns the share of rows whose largest output is their class."""
-    return float((outputs.argmax(1) == targets).double().mean())
+def accuracy(
+    outputs: Float[Tensor, "N C"], targets: Shaped[Tensor, " N"], weights: Float[Tensor, " N"] | None = None
+) -> float:
+    """Returns the share of rows, by their weights, whose largest output is their class."""
+    return float(_mean((outputs.argmax(1) == targets).double(), weights))
 
 
-def r2(outputs: Float[Tensor, "N *K"], targets: Float[Tensor, "N *K"]) -> float:
-    """Returns R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², averaged over target columns; NaN where a column is constant."""
+def r2(
+    outputs: Float[Tensor, "N *K"],
+    targets: Float[Tensor, "N *K"],
+    weights: Float[Tensor, " N"] | None = None,
+    undefined: float = math.nan,
+) -> float:
+    """Returns R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², averaged over target columns; `undefined` for one that is constant.
+
+    With weights, sums and means are those of rows that count by them.
+    """
     outputs, targets = outputs.double(), targets.double()
-    residual = (targets - outputs).square().sum(0)
-    total = (targets - targets.mean(0)).square().sum(0)
-    return float((1.0 - residual / torch.where(total > 0, total, torch.nan)).mean())
+    residual = _mean((targets - outputs).square(), weights)
+    total = _mean((targets - _mean(targets, weights)).square(), weights)
+    return float(torch.where(total > 0, 1.0 - residual / total, undefined).mean())
+
+
+def finite_r2(
+    outputs: Float[Tensor, "N *K"], targets: Float[Tensor, "N *K"], weights: Float[Tensor, " N"] | None = None
+) -> float:
+    """Returns R², but 0 for a column that is constant: of the few rows of a small set that may happen.
+
+    Models whose R² is equal are told apart by their loss.
+    """
+    return r2(outputs, targets, weights, undefined=0.0)
+
+
+def _mean(values: Float[Tensor, "N *K"], weights: Float[Tensor, " N"] | None) -> Float[Tensor, "*K"]:
+    """The mean over rows, by weights where there are any."""
+    if weights is None:
+        return values.mean(0)
+    share = (weights / weights.sum()).to(values.dtype)
+    return (values * share.view(-1, *[1] * (values.ndim - 1))).sum(0)
 
 
 @dataclass(frozen=True)
@@ -66,7 +98,7 @@ class Objective:
         outputs: C, the width a model must have.
         loss: (outputs, targets) → scalar mean; targets are class numbers, or probabilities once a method has
             softened or mixed them, or float values.
-        row_loss: (outputs, targets) → [B] losses; used where only some rows are labelled.
+        row_loss: (outputs, targets) → [B] losses; used where only some rows are labelled, or rows have weights.
         row_weight: targets → [B] weights: `loss` is the sum of the row losses over the sum of these.
         score_loss: `loss` on the CPU, where models are scored.
         score_row_loss: `row_loss` on the CPU.
@@ -99,47 +131,79 @@ class Objective:
         """
         if self.classes is None or (isinstance(self.loss, nn.CrossEntropyLoss) and self.loss.weight is None):
             return self
-        return dataclasses.replace(self, loss=_expected(self.row_loss, self.row_weight, self.classes))
+        row_loss, row_weight = _expected(self.row_loss, self.row_weight, self.classes)
+
+        def loss(outputs: Tensor, probabilities: Tensor) -> Tensor:
+            return row_loss(outputs, probabilities).sum() / row_weight(probabilities).sum()
+
+        return dataclasses.replace(self, loss=loss, row_loss=row_loss, row_weight=row_weight)
 
     def training_loss(self, model: Model, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """Returns the loss of one batch of one task, lesson included (see `kinfold.transfer.base.Teach`)."""
+        """Returns the loss of one batch of one task, lesson included (see `kinfold.transfer.base.Teach`).
+
+        Where rows have weights w, every mean over rows is Σ w · value / Σ w.
+        """
         output = model(batch.x)
         y = batch.y.to(output.dtype) if batch.y.is_floating_point() else batch.y
         shaped = align(output, y)
+        counts = None if batch.weight is None else batch.weight.to(output.dtype)
         if batch.soft is None or batch.soft_weight is None:
-            return self.loss(shaped, y)
+            return self.loss(shaped, y) if counts is None else self._counted(shaped, y, counts)
         weight = batch.soft_weight.to(output.dtype)
         soft = batch.soft.to(output.dtype)
         by_row = weight.ndim > 0
-        if by_row or batch.labelled is not None:
+        if by_row or batch.labelled is not None or counts is not None:
             # The loss of the labelled rows times their share of the batch; no other label may enter, nor its weight.
             labelled = torch.ones_like(output[:, 0]) if batch.labelled is None else batch.labelled.to(output.dtype)
+            share = _mean(labelled, counts)
+            labelled = labelled if counts is None else labelled * counts
             weights = (self.row_weight(y) * labelled).sum().clamp_min(torch.finfo(labelled.dtype).tiny)
             own = labelled * (1.0 - weight) if by_row else labelled
-            hard = (self.row_loss(shaped, y) * own).sum() / weights * labelled.mean()
+            hard = (self.row_loss(shaped, y) * own).sum() / weights * share
         else:
             hard = self.loss(shaped, y)
+        apart = by_row or counts is not None
         if self.kind == "classification":
             logits = output / temperature
-            rows = F.cross_entropy(logits, soft, reduction="none") if by_row else F.cross_entropy(logits, soft)
+            rows = F.cross_entropy(logits, soft, reduction="none") if apart else F.cross_entropy(logits, soft)
             taught = temperature**2 * rows
         else:
             target = soft.reshape(shaped.shape)
-            taught = self.row_loss(shaped, target) if by_row else self.loss(shaped, target)
-        return hard + (weight * taught).mean() if by_row else (1.0 - weight) * hard + weight * taught
+            taught = self.row_loss(shaped, target) if apart else self.loss(shaped, target)
+        if by_row:
+            return hard + _mean(weight * taught, counts)
+        return (1.0 - weight) * hard + weight * (_mean(taught, counts) if apart else taught)
+
+    def _counted(self, outputs: Tensor, y: Tensor, counts: Float[Tensor, " B"]) -> Tensor:
+        """`loss`, of rows that count by weights."""
+        return (self.row_loss(outputs, y) * counts).sum() / (self.row_weight(y) * counts).sum()
 
     def row_losses(self, outputs: Float[Tensor, "N C"], targets: Shaped[Tensor, "N *K"]) -> Float[Tensor, " N"]:
         """Returns the loss of each row of one task's outputs."""
         shaped = align(outputs, targets)
         return self.score_row_loss(shaped, targets.to(shaped.dtype) if targets.is_floating_point() else targets)
 
-    def score(self, outputs: Float[Tensor, "N C"], targets: Shaped[Tensor, "N *K"]) -> tuple[float, float]:
-        """Returns (metric, oriented so that higher is better; loss) of one task's outputs. NaN where undefined."""
+    def score(
+        self,
+        outputs: Float[Tensor, "N C"],
+        targets: Shaped[Tensor, "N *K"],
+        weights: Float[Tensor, " N"] | None = None,
+    ) -> tuple[float, float]:
+        """Returns (metric, oriented so that higher is better; loss) of one task's outputs. NaN where undefined.
+
+        Rows count by their weights, where there are any.
+        """
         shaped = align(outputs, targets)
         if not bool(shaped.isfinite().all()):
             return math.nan, math.nan
         same = targets.to(shaped.dtype) if targets.is_floating_point() else targets
-        return self.metric.oriented(self.metric.compute(shaped, targets)), float(self.score_loss(shaped, same))
+        if weights is None:
+            return self.metric.oriented(self.metric.compute(shaped, targets)), float(self.score_loss(shaped, same))
+        of_metric = self.metric.weighted
+        value = self.metric.compute(shaped, targets) if of_metric is None else of_metric(shaped, targets, weights)
+        by_class = _row_weight(self.score_loss)(same)
+        losses = self.score_row_loss(shaped, same)
+        return self.metric.oriented(value), float((losses * weights).sum() / (by_class * weights).sum())
 
 
 def align(output: Tensor, y: Tensor) -> Tensor:
@@ -218,15 +282,20 @@ def _per_row(loss: LossFunction) -> LossFunction:
     return torch.vmap(lambda output, y: loss(output[None], y[None]))
 
 
-def _expected(row_loss: LossFunction, row_weight: Callable[[Tensor], Tensor], classes: int) -> LossFunction:
-    """Returns the mean over rows, by their weights, of the loss that is expected under probabilities [B, C]."""
+def _expected(
+    row_loss: LossFunction, row_weight: Callable[[Tensor], Tensor], classes: int
+) -> tuple[LossFunction, Callable[[Tensor], Tensor]]:
+    """Returns the rows' losses, and their weights, that are expected under probabilities [B, C]."""
 
-    def expected(outputs: Tensor, probabilities: Tensor) -> Tensor:
+    def expected_loss(outputs: Tensor, probabilities: Tensor) -> Tensor:
         each = [row_loss(outputs, torch.full_like(probabilities[:, c], c, dtype=torch.int64)) for c in range(classes)]
-        weights = row_weight(torch.arange(classes, device=probabilities.device)).to(probabilities.dtype)
-        return (probabilities * torch.stack(each, 1)).sum() / (probabilities * weights).sum()
+        return (probabilities * torch.stack(each, 1)).sum(1)
 
-    return expected
+    def expected_weight(probabilities: Tensor) -> Tensor:
+        by_class = row_weight(torch.arange(classes, device=probabilities.device)).to(probabilities.dtype)
+        return (probabilities * by_class).sum(1)
+
+    return expected_loss, expected_weight
 
 
 def _row_weight(loss: LossFunction) -> Callable[[Tensor], Tensor]:
@@ -244,7 +313,9 @@ def _row_weight(loss: LossFunction) -> Callable[[Tensor], Tensor]:
 def resolve_metric(metric: object, kind: Kind) -> Metric:
     """Returns the metric from None, a `Metric`, a torchmetrics object, or a callable (see `make_objective`)."""
     if metric is None:
-        return Metric("accuracy", accuracy, accuracy=True) if kind == "classification" else Metric("r2", r2)
+        if kind == "classification":
+            return Metric("accuracy", accuracy, accuracy=True, weighted=accuracy)
+        return Metric("r2", r2, weighted=r2)
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, nn.Module) and callable(getattr(metric, "compute", None)):
