@@ -36,6 +36,7 @@ KEYS = {
 FILES = {
     *("config.yaml", "splits.safetensors", "history.jsonl", "model.safetensors", "model.json", "result.json"),
     "report.html",
+    "MODEL_CARD.md",
 }
 
 
@@ -97,7 +98,7 @@ def test_a_saved_result_is_a_run(result: Result, tmp_path: Path) -> None:
 
 def test_nothing_is_pickled(result: Result, tmp_path: Path) -> None:
     for file in result.save(tmp_path / "run").iterdir():
-        assert file.suffix in (".yaml", ".safetensors", ".jsonl", ".json", ".html")
+        assert file.suffix in (".yaml", ".safetensors", ".jsonl", ".json", ".html", ".md")
 
 
 def tied() -> nn.Module:
@@ -199,3 +200,15 @@ def test_what_is_no_run(tmp_path: Path, result: Result) -> None:
 def test_rows_that_do_not_fit(result: Result) -> None:
     with pytest.raises(InputError, match="X: rows have shape"):
         result.predict(np.zeros((2, 5), dtype=np.float32))
+
+
+def test_a_run_of_version_0_1_loads(tmp_path):
+    kinfold.fit("mlp", "iris", tasks=2, epochs=2, transfer="none", out=tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "model.json").read_text())
+    for added_since in ("source", "parameters"):
+        del about[added_since]
+    (tmp_path / "run" / "model.json").write_text(json.dumps(about))
+    old = kinfold.load(tmp_path / "run")
+    assert (old.source.name, old.source.rows, old.source.sealed) == ("iris", 150, 15)
+    old.save(tmp_path / "again")
+    assert "not known" in (tmp_path / "again" / "MODEL_CARD.md").read_text()

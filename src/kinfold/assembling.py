@@ -108,7 +108,7 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
     check(given)
     config = configuration(given)
     rule = _rule(given["transfer"])
-    dataset = read(given["data"], **{name: given[name] for name in ("target", "groups", "times", "kind")})
+    dataset = read(given["data"], **{name: given[name] for name in ("target", "groups", "times", "kind", "texts")})
     prepared = _prepare(dataset, *(given[name] for name in ("splits", "tasks", "val_fraction", "holdout", "seed")))
     told: list[Event] = [{"event": "finding", **asdict(finding)} for finding in prepared.findings]
     parts = {name: given[name] for name in BY_RECIPE}

@@ -132,7 +132,12 @@ def own_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def write_own_tensors(path: Path, tensors: dict[str, Tensor], about: Any = None) -> None:
     """Writes tensors that `own_copies` made (see `write_tensors`)."""
-    write_bytes(path, save_bytes(tensors, {"about": json.dumps(about)}))
+    write_bytes(path, tensor_bytes(tensors, about))
+
+
+def tensor_bytes(tensors: dict[str, Tensor], about: Any = None) -> bytes:
+    """Returns what `write_own_tensors` writes."""
+    return save_bytes(tensors, {"about": json.dumps(about)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:

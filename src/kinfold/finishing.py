@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kinfold.candidates import Candidate, Finished, Kind
 from kinfold.data.base import Dataset, Encoder, Label
 from kinfold.engines import Engine, Job
-from kinfold.result import Contender, Result, Scores, Selected, Target, Transfers, model_outputs
+from kinfold.result import Contender, Result, Scores, Selected, Source, Target, Transfers, model_outputs
 from kinfold.run import Event, Listener, Progress, open_losses, open_targets
 from kinfold.selection import Estimate, estimate, exposed_share, overall, select
 from kinfold.splits import Splits
@@ -140,6 +140,7 @@ def finish(
         device=str(job.device),
         epochs_run=progress.period,
         stopped=stopped,
+        source=Source(dataset.name, len(splits), int(splits.sealed.sum()), progress.data),
     )
 
 

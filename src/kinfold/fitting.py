@@ -51,6 +51,7 @@ def fit(
     groups: str | None = None,
     times: str | None = None,
     kind: Literal["classification", "regression"] | None = None,
+    texts: str | Sequence[str] | None = None,
     tasks: int = 8,
     val_fraction: float | int = 0.2,
     holdout: float | int = 0.1,
@@ -95,6 +96,7 @@ def fit(
         groups: the column whose values keep rows together in a split, for tables.
         times: the column that orders rows in time, for tables.
         kind: overrides what the target's type says: whole numbers and words are classes, floats are values.
+        texts: the column of free text, or several, for tables; `()` for none; default those that look it.
         tasks: T, how many splits and models.
         val_fraction: share of the unsealed rows that a task validates on.
         holdout: share of all rows that is sealed for the estimate; 0 for none, and then there is no estimate.

@@ -22,6 +22,7 @@ from kinfold.config import is_object
 from kinfold.data import encoder_from_spec
 from kinfold.data.base import Encoder, Inputs, Kind, Label
 from kinfold.errors import InputError, unknown
+from kinfold.exporting import MODEL_CARD, Finished, export, model_card
 from kinfold.models import Rescaled, factory, sized
 from kinfold.report import picked_words, write_report
 from kinfold.selection import Estimate
@@ -126,6 +127,24 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What the model was trained on, without the rows.
+
+    Attributes:
+        name: the data set's.
+        rows: how many there were, sealed ones included.
+        sealed: how many of them were set aside for the estimate.
+        fingerprint: SHA-256 of all rows and targets, in order: by it one knows the same data again. Empty where a run
+            of an older version did not note it.
+    """
+
+    name: str
+    rows: int
+    sealed: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished run.
 
@@ -139,13 +158,14 @@ class Result:
         history: one entry a period, transfer, audit finding and note.
         cost: wall_seconds, train_seconds, transfer_seconds, sample_visits, samples_per_second, peak_memory_bytes.
         config: the complete configuration, as in `config.yaml`.
-        splits: sealed rows, and the tasks' training and validation rows.
+        splits: sealed rows, and the tasks' training and validation rows; of an export, which has none, no rows.
         encoder: the fitted preprocessing.
         target: what is predicted.
         engine: the engine that ran.
         device: where it ran.
         epochs_run: periods trained.
         stopped: `patience` or `epochs`.
+        source: what the model was trained on.
     """
 
     model: nn.Module
@@ -164,6 +184,7 @@ class Result:
     device: str
     epochs_run: int
     stopped: str
+    source: Source
 
     def predict(self, x: Any) -> Shaped[np.ndarray, "N *K"]:
         """Returns the predicted classes as the user wrote them, or the predicted values.
@@ -290,17 +311,51 @@ class Result:
 
     def write_end(self, directory: Path) -> None:
         """Writes what is known at the end of a run: the model, `result.json` and the report."""
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        files.write_tensors(directory / "model.safetensors", tensors)
+        finished = self._finished()
+        files.write_tensors(directory / "model.safetensors", finished.tensors())
+        files.write_json(directory / "model.json", finished.about)
+        files.write_text(directory / MODEL_CARD, model_card(finished))
+        files.write_json(directory / "result.json", finished.said)
+        write_report(directory)
+
+    def export(self, format: str, out: str | Path, *, rows: Any = None, force: bool = False) -> Path:
+        """Writes the model with its preprocessing and its labels for use elsewhere, and a model card beside it.
+
+        Args:
+            format: `safetensors` (with JSON, for `kinfold.load`), `torch.export` (a .pt2 program) or `onnx`.
+            out: the folder to write into; for a program also the file, ending `.pt2` or `.onnx`.
+            rows: by which a program is checked against the model: raw rows, labelled or not, or the name or path of
+                such; default the run's own data. A thousand of them are used.
+            force: whether what is there is replaced.
+
+        Returns:
+            What was written: the folder, or the program's file.
+
+        Raises:
+            InputError: an unknown format, something is there already, a package is missing, or rows are needed.
+            RunError: the model cannot become a program, or what was made differs from the model.
+        """
+        return export(self._finished(), format, Path(out), rows=rows, force=force)
+
+    def _finished(self) -> Finished:
         about = {
             "model": self.config["model"],
             "rescaled": isinstance(self.model, Rescaled),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
             "target": asdict(self.target),
             "encoder": self.encoder.spec(),
+            "source": asdict(self.source),
         }
-        files.write_json(directory / "model.json", about)
-        files.write_json(directory / "result.json", self.to_json())
-        write_report(directory)
+        return Finished(
+            model=self.model,
+            encoder=self.encoder,
+            labels=self.target.labels,
+            outputs=self.outputs,
+            about=files.jsonable(about),
+            said=self.to_json(),
+            config=self.config,
+            history=self.history,
+        )
 
 
 def _plot_curves(result: Result, rows: None) -> "Figure":
@@ -413,20 +468,30 @@ def finished(directory: str | Path) -> Path:
 
 
 def load(directory: str | Path, model: nn.Module | Callable[..., nn.Module] | None = None) -> Result:
-    """Returns a finished run from its directory.
+    """Returns a finished run from its directory, or a model from an export.
+
+    An export (`Result.export`, format `safetensors`) has no splits' rows, and of the history findings and notes alone.
 
     Args:
-        directory: a run directory.
+        directory: a run directory, or the folder of an export.
         model: a module of the run's structure, whose parameters are overwritten, or a factory of it; for runs whose
             model was given as a Python object. Models given by name or as `package.module:factory` are rebuilt.
+
 
     Raises:
         InputError: the directory holds no finished run, a file is damaged, or the model cannot be rebuilt.
     """
-    path = finished(directory)
-    said, about = files.read_json(path / "result.json"), files.read_json(path / "model.json")
+    path = Path(directory)
+    exported = not (path / "config.yaml").exists() and (path / "model.json").exists()
+    about = files.read_json(path / "model.json") if exported else files.read_json(finished(path) / "model.json")
     tensors, _ = files.read_tensors(path / "model.safetensors")
     try:
+        if exported:
+            said, history, config = (about[name] for name in ("result", "history", "config"))
+            splits = _no_rows(said["tasks"])
+        else:
+            said, history = files.read_json(path / "result.json"), files.read_json_lines(path / "history.jsonl")
+            config, splits = files.read_yaml(path / "config.yaml"), load_splits(path / "splits.safetensors")
         target = Target(**{**about["target"], "labels": _tuple(about["target"]["labels"])})
         encoder = encoder_from_spec(about["encoder"])
         if model is None:
@@ -448,20 +513,32 @@ def load(directory: str | Path, model: nn.Module | Callable[..., nn.Module] | No
             scores=Scores(scores["metric"], *(_matrix(scores[k]) for k in ("matrix", "loss_matrix", "own", "exposed"))),
             estimate=None if said["estimate"] is None else Estimate(**said["estimate"]),
             transfers=Transfers(transfers["proposed"], transfers["accepted"], torch.tensor(transfers["by_pair"])),
-            history=files.read_json_lines(path / "history.jsonl"),
+            history=history,
             cost=said["cost"],
-            config=files.read_yaml(path / "config.yaml"),
-            splits=load_splits(path / "splits.safetensors"),
+            config=config,
+            splits=splits,
             encoder=encoder,
             target=target,
             engine=said["engine"],
             device=said["device"],
             epochs_run=said["epochs_run"],
             stopped=said["stopped"],
+            source=Source(**about["source"]) if "source" in about else _unnamed(config, splits),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"run: {path} is damaged or of another version ({error!r}).") from None
     return result
+
+
+def _unnamed(config: Mapping[str, Any], splits: Splits) -> Source:
+    """Returns what a run of version 0.1 says of its data."""
+    return Source(str(config["data"]), len(splits.sealed), int(splits.sealed.sum()), fingerprint="")
+
+
+def _no_rows(tasks: int) -> Splits:
+    """Returns the splits of an export, of which it is not known which rows they had."""
+    none = np.zeros((tasks, 0), dtype=bool)
+    return Splits(none, none, none[0])
 
 
 def _rebuilt(spec: Any, encoder: Encoder, outputs: int) -> nn.Module:

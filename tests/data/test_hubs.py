@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from kinfold.cli import main
-from kinfold.data import hubs, read, read_features
+from kinfold.data import hubs, pictures, read, read_features
 from kinfold.errors import InputError
 
 PIXELS = np.arange(6 * 8 * 8 * 3, dtype=np.uint8).reshape(6, 8, 8, 3)
@@ -101,7 +101,7 @@ def test_bad_torchvision_sets_are_one_line(torchvision, name, message):
 
 
 def test_absurd_sizes_are_refused(torchvision, monkeypatch):
-    monkeypatch.setattr(hubs, "MAX_BYTES", 1000)
+    monkeypatch.setattr(pictures, "MAX_BYTES", 1000)
     hubs.get_hub("torchvision:Items")
     with pytest.raises(InputError, match="6 pictures like row 0 exceed"):
         read("torchvision:Items")
@@ -149,6 +149,9 @@ class Rows:
     def __iter__(self):
         return (dict(zip(self.columns, row, strict=True)) for row in zip(*self.columns.values(), strict=True))
 
+    def select_columns(self, names):
+        return Rows(self.features, {name: self.columns[name] for name in names})
+
     def to_pandas(self):
         return pd.DataFrame(self.columns)
 
@@ -176,6 +179,7 @@ HF = {
 def datasets(tmp_path, monkeypatch):
     module = ModuleType("datasets")
     module.Image, module.ClassLabel, module.saved = Image, ClassLabel, {}
+    module.Dataset, module.DatasetDict = Rows, Parts
     module.load_dataset = lambda name: HF[name]
     module.load_from_disk = lambda folder: module.saved["fresh"]
     monkeypatch.setitem(sys.modules, "datasets", module)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinfold.data import encoder_from_spec, from_frame
-from kinfold.data.table import MAX_CATEGORIES, TableEncoder
+from kinfold.data.columns import MAX_CATEGORIES
+from kinfold.data.table import TableEncoder
 from kinfold.errors import InputError
 
 FRAME = pd.DataFrame(

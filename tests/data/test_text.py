@@ -13,8 +13,9 @@ import kinfold
 from kinfold import random
 from kinfold.cli import main
 from kinfold.data import TextEncoder, encoder_from_spec, from_frame, from_texts, read, read_features
-from kinfold.data.text import PADDING, UNKNOWN, is_free_text, words_of
+from kinfold.data.text import PADDING, UNKNOWN
 from kinfold.data.text_files import TARGET, read_json_table, read_tab
+from kinfold.data.words import is_free_text, words_of
 from kinfold.errors import InputError
 
 GOOD, BAD = (

@@ -19,6 +19,7 @@ from kinfold.cli.base import Command, Json
 from kinfold.cli.compare import COMPARE
 from kinfold.cli.data import DATA
 from kinfold.cli.evaluate import EVALUATE
+from kinfold.cli.export import EXPORT
 from kinfold.cli.keys import parse_error
 from kinfold.cli.models import MODELS
 from kinfold.cli.predict import PREDICT
@@ -28,7 +29,7 @@ from kinfold.errors import InputError, RunError, unknown
 from kinfold.tracking.progress import printable
 
 COMMANDS: Mapping[str, Command] = {
-    each.name: each for each in (TRAIN, COMPARE, EVALUATE, PREDICT, REPORT, MODELS, DATA)
+    each.name: each for each in (TRAIN, COMPARE, EVALUATE, PREDICT, EXPORT, REPORT, MODELS, DATA)
 }
 """Every verb."""
 

@@ -17,6 +17,7 @@ from kinfold.errors import InputError, unknown
 _Kind: TypeAlias = Literal["classification", "regression"]
 _Auto: TypeAlias = Literal["auto"]
 Part: TypeAlias = str | dict[str, Any]
+Names: TypeAlias = str | list[str]
 Parts: TypeAlias = str | dict[str, Any] | list[str | dict[str, Any]]
 WANTED: Mapping[Any, str] = {
     int: "a whole number",
@@ -30,6 +31,7 @@ WANTED: Mapping[Any, str] = {
     _Kind | None: "classification, regression or null",
     Part: "a name or a mapping",
     Part | None: "a name, a mapping or null",
+    Names | None: "a name, a list of names or null",
     Parts: "a name, a mapping or a list of them",
     Parts | None: "a name, a mapping, a list of them or null",
 }
@@ -57,6 +59,7 @@ KEYS: Mapping[str, Key] = {
     "groups": Key(str | None, "COL", "column whose values keep rows together in a split, for tables"),
     "times": Key(str | None, "COL", "column that orders rows in time, for tables"),
     "kind": Key(_Kind | None, "KIND", "where the target's type says otherwise"),
+    "texts": Key(Names | None, "COL", "column of free text, or '[a, b]', for tables (default: those that look it)"),
     "tasks": Key(int, "T", "how many splits and models"),
     "val_fraction": Key(float, "F", "share of the unsealed rows that a task validates on"),
     "holdout": Key(float, "F", "share of all rows sealed for the estimate; 0 for no estimate"),

@@ -17,7 +17,7 @@ from kinfold.data.images import ImageDataset, ImageEncoder, from_image_folder, f
 from kinfold.data.npy import from_npy
 from kinfold.data.npz import from_npz
 from kinfold.data.public import PUBLIC
-from kinfold.data.resolve import feature_paths, read, read_features
+from kinfold.data.resolve import feature_paths, read, read_features, some_rows
 from kinfold.data.series import SeriesDataset, SeriesEncoder, from_series, from_ts, from_ucr, read_ts, read_ucr
 from kinfold.data.streamed import Streamed
 from kinfold.data.table import TableDataset, TableEncoder, from_frame
@@ -109,6 +109,7 @@ __all__ = [
     "read_tab",
     "read_ts",
     "read_ucr",
+    "some_rows",
     "weighted",
     "write_table",
 ]

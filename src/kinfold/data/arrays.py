@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt64
-from torch import Tensor
+from torch import Tensor, nn
 
-from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label, TensorInputs
+from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label, TensorInputs, every_row
 from kinfold.data.hashes import tensor_hashes
 from kinfold.data.items import Items, StreamedItems
+from kinfold.data.programs import Port, Program
 from kinfold.data.targets import make_target, row_values
 from kinfold.errors import InputError
 
@@ -54,6 +55,15 @@ class ArrayEncoder(Encoder):
             raise InputError(
                 f"X: rows have shape {list(shape)}; give rows of shape {list(self.shape)}, as the model was trained on."
             )
+
+    def program(self) -> Program:
+        port = Port("x", self.shape, torch.int64 if self.integer_inputs else torch.float32, "rows as they are")
+        return Program((port,), nn.Identity(), self._tensors, {})
+
+    def _tensors(self, features: Any) -> tuple[Tensor, ...]:
+        rows = every_row(self.encode(features))
+        assert isinstance(rows, Tensor)
+        return (rows,)
 
     def spec(self) -> dict[str, Any]:
         return {"kind": self.kind, "shape": list(self.shape), "integer_inputs": self.integer_inputs}

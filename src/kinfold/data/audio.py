@@ -20,6 +20,7 @@ from torch import Tensor
 from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label, TensorInputs
 from kinfold.data.folders import class_files, column_paths
 from kinfold.data.hashes import content_hashes
+from kinfold.data.programs import FromSeries, Port, Program, padded
 from kinfold.data.streamed import Streamed
 from kinfold.data.table import TableDataset
 from kinfold.data.targets import make_target, row_values
@@ -329,6 +330,22 @@ class AudioEncoder(Encoder):
             :, None
         ]
         return row
+
+    def program(self) -> Program:
+        port = Port("spectrogram", self.input_shape, torch.float32, "log-mel, NaN behind the end of the recording")
+        shift, scale = (torch.tensor(each, dtype=torch.float64)[:, None] for each in (self.shift, self.scale))
+        about = {
+            "spectrogram": f"of a recording at {RATE} Hz, mono, cut to {self.max_seconds:g} s: {BANDS} mel bands, "
+            f"windows of {WINDOW} samples {HOP} apart; kinfold.data.audio.log_mel computes it",
+            "length": f"cut to {self.frames} frames, or padded with NaN at its end",
+            "shift": list(self.shift),
+            "scale": list(self.scale),
+        }
+        return Program((port,), FromSeries(shift, scale), self._tensors, about)
+
+    def _tensors(self, features: Any) -> tuple[Float32[Tensor, "N 1 M F"]]:
+        heard = (log_mel(read_wav(path, self.max_seconds)) for path in self._paths(features))
+        return (padded([torch.from_numpy(each)[None] for each in heard], self.input_shape),)
 
     def _paths(self, features: Any) -> tuple[Path, ...]:
         if not hasattr(features, "columns"):  # a table, without importing pandas to ask

@@ -25,6 +25,8 @@ import torch
 from jaxtyping import Float64, Int64, Shaped, UInt64
 from torch import Tensor
 
+from kinfold.data.programs import Program
+
 Kind: TypeAlias = Literal["classification", "regression"]
 Form: TypeAlias = Literal["array", "table", "image", "series", "text"]
 Label: TypeAlias = str | int | float | bool
@@ -93,6 +95,11 @@ class TensorInputs(Inputs):
         return TensorInputs(self.values.to(device, dtype if floating else self.values.dtype))
 
 
+def every_row(inputs: Inputs) -> Rows:
+    """Returns all encoded rows at once."""
+    return next(iter(inputs.batches([torch.arange(len(inputs))])))
+
+
 def taken(values: Shaped[Tensor, "N *shape"], index: Int64[Tensor, "*axes"]) -> Shaped[Tensor, "*taken"]:
     """Returns `values[index]`, by the call that takes a CPU less time than indexing does.
 
@@ -127,6 +134,10 @@ class Encoder(abc.ABC):
             InputError: the features do not fit what the encoder was fitted to (missing column, other width,
                 a NaN or infinity where none may be), naming the column or row.
         """
+
+    @abc.abstractmethod
+    def program(self) -> Program:
+        """Returns what of it can be exported with a model, and the way there."""
 
     @abc.abstractmethod
     def spec(self) -> dict[str, Any]:

@@ -6,25 +6,19 @@ with `kinfold.data.public`, reading downloads nothing: `kinfold data get torchvi
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-from jaxtyping import UInt8
-
 from kinfold.data.fetch import cache_root, locked, made_beside
+from kinfold.data.huggingface import from_disk
+from kinfold.data.pictures import Images, stacked_pictures
 from kinfold.errors import InputError, unknown
 from kinfold.importing import one_line
 
-MAX_BYTES = 8 << 30
-"""The most bytes of pixels that a set of a hub may have, since they are held in memory."""
-
 _TEST = ":test"
-
-Images: TypeAlias = UInt8[np.ndarray, "N H W"] | UInt8[np.ndarray, "N H W C"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ def read_hub(source: str, root: Path | None = None) -> Any:
         root: the folder of the cache; default as `cache_root` says.
 
     Returns:
-        (X, y) with X pixels or a pandas DataFrame; or a DataFrame alone, where nothing says what its target is.
+        (pixels, y) of torchvision; a `datasets.Dataset` of Hugging Face.
 
     Raises:
         InputError: the package is not installed, has no such set or part, or the set was not fetched.
@@ -123,7 +117,15 @@ def _read_torchvision(module: Any, name: str, folder: Path, source: str, test: b
         raise _missing(source) from None
     except (TypeError, ValueError) as error:
         raise InputError(f"data: {source} cannot be made by name alone ({one_line(error)}).") from None
-    return _pixels((items[row] for row in range(len(items))), len(items), source)
+    labels = []
+
+    def pictures() -> Iterator[Any]:
+        for row in range(len(items)):
+            picture, label = items[row]
+            labels.append(label)
+            yield picture
+
+    return stacked_pictures(pictures(), len(items), source), labels
 
 
 def _get_torchvision(module: Any, name: str, folder: Path) -> bool:
@@ -134,32 +136,11 @@ def _get_torchvision(module: Any, name: str, folder: Path) -> bool:
 
 
 def _read_hf(module: Any, name: str, folder: Path, source: str, test: bool) -> Any:
+    del module  # it is there, which is all that was asked
     kept = folder / quote(name, safe="")
     if not kept.exists():
         raise _missing(source)
-    try:
-        parts = module.load_from_disk(str(kept))
-    except Exception as error:  # pyarrow has many errors for a damaged file
-        raise InputError(f"data: {source}: {kept} is damaged ({one_line(error)}); remove it.") from None
-    part = "test" if test else "train"
-    if part not in parts:
-        raise InputError(f"data: {source}: has no part {part!r}; it has {', '.join(parts)}.")
-    rows = parts[part]
-    labels, images = (
-        [column for column, feature in rows.features.items() if isinstance(feature, kind)]
-        for kind in (module.ClassLabel, module.Image)
-    )
-    if len(labels) != 1:
-        return rows.to_pandas()
-    label, names = labels[0], rows.features[labels[0]].names
-    numbers = np.asarray(rows[label])
-    if (numbers < 0).any():
-        raise InputError(f"data: {source}: row {int((numbers < 0).argmax())} has no label; its makers keep them.")
-    written = [names[number] for number in numbers]
-    if len(images) != 1:
-        return rows.to_pandas().drop(columns=label), written
-    pixels, _ = _pixels(((row[images[0]], None) for row in rows), len(rows), source)
-    return pixels, written
+    return from_disk(kept, "test" if test else "train")
 
 
 def _get_hf(module: Any, name: str, folder: Path) -> bool:
@@ -171,30 +152,6 @@ def _get_hf(module: Any, name: str, folder: Path) -> bool:
         with made_beside(kept) as fresh:
             parts.save_to_disk(str(fresh))
     return True
-
-
-def _pixels(items: Iterable[tuple[Any, Any]], count: int, source: str) -> tuple[Images, list[Any]]:
-    """Returns pictures (of Pillow) and labels as one array and a list."""
-    held: Any = None
-    labels = []
-    for row, (picture, label) in enumerate(items):
-        image = np.asarray(picture)
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise InputError(f"data: {source}: row {row} is no picture of 8 bits a channel.")
-        if held is None:
-            if count * image.size > MAX_BYTES:
-                raise InputError(f"data: {source}: {count} pictures like row 0 exceed {MAX_BYTES >> 30} GiB.")
-            held = np.empty((count, *image.shape), dtype=np.uint8)
-        if image.shape != held.shape[1:]:
-            raise InputError(
-                f"data: {source}: row {row} has shape {list(image.shape)} where row 0 has {list(held.shape[1:])}; "
-                "save the pictures as a folder, from which they are read in one size."
-            )
-        held[row] = image
-        labels.append(label)
-    if held is None:
-        raise InputError(f"data: {source}: has no rows.")
-    return held, labels
 
 
 HUBS: Mapping[str, Hub] = {

@@ -178,6 +178,12 @@ class ImageFiles:
         """The shape that the pictures are brought to where nothing else is asked for."""
         return self._natural
 
+    def some(self, rows: Sequence[int]) -> "ImageFiles":
+        """Returns some of the pictures, brought to the size of all."""
+        _, height, width = self._natural
+        paths = [self.paths[row] for row in rows]
+        return ImageFiles(paths, size=(height, width), column=self.column, num_workers=self.num_workers)
+
     def pixels(self, shape: Shape) -> HeldPixels | FilePixels:
         """Returns the pictures brought to a shape: decoded once and held, or decoded as needed.
 

@@ -18,6 +18,7 @@ from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label
 from kinfold.data.folders import class_files, column_paths, files_in
 from kinfold.data.hashes import content_hashes
 from kinfold.data.image_files import ENDINGS, MAX_PIXELS, FilePixels, HeldPixels, ImageFiles, Pixels, Shape
+from kinfold.data.programs import FromPixels, Port, Program
 from kinfold.data.streamed import Streamed
 from kinfold.data.table import TableDataset
 from kinfold.data.targets import make_target, row_values
@@ -170,6 +171,21 @@ class ImageEncoder(Encoder):
                 f"{list(self.shape)}, as the model was trained on."
             )
         return pixels
+
+    def program(self) -> Program:
+        channels, height, width = self.shape
+        order = {1: "grey", 3: "red, green, blue", 4: "four"}.get(channels, "as they came")
+        port = Port("pixels", self.shape, torch.uint8, f"channels ({order}) first, 0 to 255")
+        about = {
+            "resized": f"to {height} x {width} pixels by bilinear interpolation, before",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+        return Program((port,), FromPixels(self.mean, self.std), self._tensors, about)
+
+    def _tensors(self, features: Any) -> tuple[UInt8[Tensor, "N C H W"]]:
+        pixels = self._pixels(features)
+        return (pixels.take(torch.arange(len(pixels))).contiguous(),)
 
     def spec(self) -> dict[str, Any]:
         return {

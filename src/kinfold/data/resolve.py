@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int64
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Subset
 
 from kinfold.data.audio import WAV_ENDINGS, from_audio_folder, from_audio_table
 from kinfold.data.base import Dataset, Kind, Label
@@ -18,9 +20,11 @@ from kinfold.data.benchmarks import NAMES
 from kinfold.data.cifar import cifar_features, from_cifar, is_cifar
 from kinfold.data.folders import SOURCE, files_in, has_files, names_files
 from kinfold.data.hubs import HUBS, read_hub
+from kinfold.data.huggingface import features_of, from_disk, is_parts, is_rows, is_saved, labelled, part_of
 from kinfold.data.idx import from_idx, idx_features, is_idx_folder
 from kinfold.data.image_files import ENDINGS, ImageFiles
-from kinfold.data.images import from_image_folder, from_image_table, image_features, images_or_arrays
+from kinfold.data.images import from_image_folder, from_image_table, from_pixels, image_features, images_or_arrays
+from kinfold.data.items import Items
 from kinfold.data.npy import from_npy, is_npy_folder, npy_features
 from kinfold.data.npz import from_npz, npz_features
 from kinfold.data.public import PUBLIC, read_public
@@ -28,8 +32,9 @@ from kinfold.data.series import from_ts, from_ucr, is_ucr, read_ts, read_ucr
 from kinfold.data.table import TableDataset, from_frame
 from kinfold.data.table_files import read_arrow, read_csv, read_parquet
 from kinfold.data.targets import encode_target
-from kinfold.data.text import from_text_table, from_texts, is_free_text, is_texts
+from kinfold.data.text import from_text_table, from_texts
 from kinfold.data.text_files import JSON_TARGET, TARGET, read_json_table, read_tab
+from kinfold.data.words import is_free_text, is_texts
 from kinfold.data.wrapped import from_torch, torch_features
 from kinfold.errors import InputError, unknown
 from kinfold.importing import load_callable, one_line
@@ -47,6 +52,7 @@ class Choice:
     times: str | None = None
     kind: Kind | None = None
     labels: Sequence[Label] | None = None
+    texts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def read(
     times: str | None = None,
     kind: Kind | None = None,
     labels: Sequence[Label] | None = None,
+    texts: str | Sequence[str] | None = None,
 ) -> Dataset:
     """Returns the data set that `source` names, holds or makes.
 
@@ -100,7 +107,8 @@ def read(
         source: a name (`digits`); the path of a file whose name ends as in `FORMATS`, or of a folder as in `FOLDERS`;
             an (X, y) pair (X of uint8 and an image's shape is images, a list of strings is texts); a pandas DataFrame
             (one whose only feature is as in `COLUMNS` is no table of numbers); a map-style
-            `torch.utils.data.Dataset`; a `Dataset`, which comes back as it is; or `package.module:function`, called
+            `torch.utils.data.Dataset`; a `datasets.Dataset` of Hugging Face, or a `DatasetDict`, of which it is the
+            part `train`; a `Dataset`, which comes back as it is; or `package.module:function`, called
             without arguments, whose answer is read in turn.
         target: the column to predict, for tables.
         groups: the column of each row's group, for tables.
@@ -108,6 +116,8 @@ def read(
         kind: `classification` or `regression` where the targets' type says otherwise.
         labels: the classes of an earlier run, in its order: targets are numbered by them, and one that is not
             among them is an error.
+        texts: the column of free text, or several, for tables; `()` for none; default those that look it. A table of
+            which this is said remains one, if it has one feature alone.
 
     Raises:
         InputError: there is no such name, file, column or function, or what it gives cannot be used; see
@@ -118,8 +128,19 @@ def read(
         >>> dataset.name, dataset.features.shape, dataset.target.outputs
         ('digits', torch.Size([1797, 1, 8, 8]), 10)
     """
-    choice = Choice(target, groups, times, kind, labels)
+    choice = Choice(
+        target,
+        groups,
+        times,
+        kind,
+        labels,
+        (texts,) if isinstance(texts, str) else None if texts is None else tuple(texts),
+    )
     dataset = _read(source, choice)
+    if choice.texts is not None:
+        if not isinstance(dataset, TableDataset):
+            raise InputError(f"texts: {dataset.name} has no columns of which some could be text; leave it out.")
+        dataset = dataclasses.replace(dataset, texts=choice.texts)  # one that was made without
     if kind is not None and dataset.target.kind != kind:
         raise InputError(f"kind: {dataset.name} is for {dataset.target.kind}, not for {kind}.")
     if target is not None and dataset.target.name != target:
@@ -158,11 +179,47 @@ def read_features(source: Any) -> Any:
         if isinstance(found, Path):
             return _format(found).features(found)
         return read_features(_call(found, source))
+    if is_parts(source):
+        source = part_of(source, "train", "the DatasetDict")
+    if is_rows(source):
+        return features_of(source, "the Dataset")
     if isinstance(source, Dataset):
         return source.features
     if isinstance(source, TorchDataset):
         return torch_features(source)
     return source[0] if _is_pair(source) else source
+
+
+def some_rows(features: Any, most: int) -> Any:
+    """Returns raw features in the form they have, of so many rows at most, evenly spaced.
+
+    Args:
+        features: as `read_features` returns them.
+        most: how many rows.
+
+    Example:
+        >>> some_rows(["a", "b", "c", "d", "e"], 3)
+        ['a', 'c', 'e']
+    """
+    rows = spaced(len(features), most)
+    if isinstance(features, ImageFiles):
+        return features.some(rows.tolist())
+    if isinstance(features, Items):
+        chosen: TorchDataset[Any] = Subset(features.dataset, rows.tolist())
+        return dataclasses.replace(features, dataset=chosen, hashes=features.hashes[rows])
+    if _is_frame(features):
+        return features.iloc[rows]
+    return type(features)(features[row] for row in rows) if isinstance(features, (list, tuple)) else features[rows]
+
+
+def spaced(count: int, most: int) -> Int64[np.ndarray, " m"]:
+    """Returns which of `count` rows are taken where `most` are wanted: all of them, or evenly spaced ones.
+
+    Example:
+        >>> spaced(10, 4).tolist(), spaced(2, 4).tolist()
+        ([0, 3, 6, 9], [0, 1])
+    """
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def feature_paths(features: Any) -> tuple[Path, ...] | None:
@@ -190,6 +247,10 @@ def _read(source: Any, choice: Choice) -> Dataset:
         return _read(_call(found, source), choice)
     if isinstance(source, Dataset):
         return source
+    if is_parts(source):
+        source = part_of(source, "train", "the DatasetDict")
+    if is_rows(source):
+        return _from_rows(source, "dataset", choice)
     if isinstance(source, TorchDataset):
         return from_torch(source, kind=choice.kind, labels=choice.labels)
     if _is_frame(source):
@@ -198,7 +259,15 @@ def _read(source: Any, choice: Choice) -> Dataset:
         X, y = source
         if _is_frame(X):
             return _of_columns(
-                from_frame(X, y, groups=choice.groups, times=choice.times, kind=choice.kind, labels=choice.labels)
+                from_frame(
+                    X,
+                    y,
+                    groups=choice.groups,
+                    times=choice.times,
+                    kind=choice.kind,
+                    labels=choice.labels,
+                    texts=choice.texts,
+                )
             )
         if is_texts(X):
             return from_texts(X, y, kind=choice.kind, labels=choice.labels)
@@ -221,13 +290,25 @@ def _from_frame(frame: "pandas.DataFrame", name: str, choice: Choice) -> Dataset
         times=choice.times,
         kind=choice.kind,
         labels=choice.labels,
+        texts=choice.texts,
     )
     return _of_columns(table)
 
 
+def _from_rows(rows: Any, name: str, choice: Choice) -> Dataset:
+    """Returns a data set of a `datasets.Dataset`: pictures, texts or a table."""
+    beside = [column for column in (choice.groups, choice.times) if column is not None]
+    features, values, target = labelled(rows, choice.target, beside, name)
+    if _is_frame(features):
+        features[target] = values
+        return _from_frame(features, name, dataclasses.replace(choice, target=target))
+    images = from_pixels(features, values, name=name, kind=choice.kind, labels=choice.labels)
+    return dataclasses.replace(images, target=dataclasses.replace(images.target, name=target))
+
+
 def _of_columns(table: TableDataset) -> Dataset:
     """Returns the table as what its feature column holds, where it has only one."""
-    if table.features.shape[1] == 1:
+    if table.features.shape[1] == 1 and table.texts is None:
         column = table.features.iloc[:, 0]
         for form in COLUMNS:
             if form.detect(column):
@@ -311,6 +392,14 @@ FORMATS: dict[str, Format] = {
 """How the names of files that are data end. Of a single picture there are features only, unless it is CIFAR's."""
 
 FOLDERS: tuple[FolderForm, ...] = (
+    FolderForm(
+        "a data set that Hugging Face datasets saved",
+        is_saved,
+        Format(
+            lambda path, choice: _from_rows(from_disk(path), path.name, choice),
+            lambda path: features_of(from_disk(path), str(path)),
+        ),
+    ),
     FolderForm("CIFAR batches", is_cifar, _CIFAR),
     FolderForm("idx files", is_idx_folder, _IDX),
     FolderForm("X.npy with y.npy", is_npy_folder, _NPY),
@@ -350,6 +439,9 @@ def _find(source: str | Path) -> Path | Callable[[], Any]:
         return partial(read_public, base, test=part == "test")
     if base in NAMES and part == "test":
         raise InputError(f"data: {base} has no official test part; all its rows are in {base}.")
+    folder, colon, part = name.rpartition(":")
+    if colon and is_saved(Path(folder)):
+        return partial(from_disk, Path(folder), part)
     if path.exists() or _ending(path) is not None:
         return path
     if isinstance(source, Path) or os.sep in name or (path.suffix and ":" not in name):

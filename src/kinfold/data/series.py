@@ -16,6 +16,7 @@ from torch import Tensor
 from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label, TensorInputs, taken
 from kinfold.data.hashes import content_hashes
 from kinfold.data.plain import numbered_lines, read_text
+from kinfold.data.programs import FromSeries, Port, Program, padded
 from kinfold.data.targets import is_whole_number, make_target, row_values
 from kinfold.errors import InputError
 
@@ -99,12 +100,7 @@ class SeriesEncoder(Encoder):
         return (len(self.shift), self.length)
 
     def encode(self, features: Any) -> Inputs:
-        series = as_series(features)
-        channels = len(self.shift)
-        if series[0].shape[0] != channels:
-            raise InputError(
-                f"X: series have {series[0].shape[0]} channels; give {channels}, as the model was trained on."
-            )
+        series, channels = self._series(features), len(self.shift)
         if 4 * len(series) * channels * self.length > MAX_BYTES:
             raise InputError(
                 f"X: {len(series)} series padded to the longest of them, {self.length} steps, take more than "
@@ -122,6 +118,36 @@ class SeriesEncoder(Encoder):
             return TensorInputs(torch.from_numpy(values))
         lengths = torch.tensor([min(each.shape[1], self.length) for each in series])
         return MaskedInputs(torch.from_numpy(values), lengths)
+
+    def _series(self, features: Any) -> Series:
+        series, channels = as_series(features), len(self.shift)
+        if series[0].shape[0] != channels:
+            raise InputError(
+                f"X: series have {series[0].shape[0]} channels; give {channels}, as the model was trained on."
+            )
+        return series
+
+    def program(self) -> Program:
+        port = Port("series", self.input_shape, torch.float32, "raw values, NaN where missing and behind the end")
+        shift, scale = (torch.tensor(each, dtype=torch.float64)[:, None] for each in (self.shift, self.scale))
+        about = {
+            "length": f"series are cut to their first {self.length} steps, or padded with NaN at their end",
+            "shift": list(self.shift),
+            "scale": list(self.scale),
+        }
+        return Program((port,), FromSeries(shift, scale, self.masked), self._tensors, about)
+
+    def _tensors(self, features: Any) -> tuple[Float32[Tensor, "N C L"]]:
+        rows = [torch.from_numpy(self._cut(each)) for each in self._series(features)]
+        return (padded(rows, self.input_shape),)
+
+    def _cut(self, series: Float32[np.ndarray, "C _L"]) -> Float32[np.ndarray, "C _M"]:
+        """Returns the steps that are kept; where more follow, missing values at the end are no padding, but filled."""
+        if series.shape[1] <= self.length:
+            return series
+        kept = series[:, : self.length].copy()
+        kept[:, -1] = np.where(np.isnan(kept[:, -1]), np.array(self.shift), kept[:, -1])
+        return kept
 
     def spec(self) -> dict[str, Any]:
         state = {"length": self.length, "masked": self.masked, "shift": list(self.shift), "scale": list(self.scale)}

@@ -3,139 +3,40 @@
 Rows are counted from 0 in every message.
 """
 
-import abc
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64, Shaped, UInt64
+from jaxtyping import Float32, Float64, Int64, UInt64
+from torch import Tensor, nn
 
 from kinfold.data.base import Dataset, Encoder, Kind, Label, TensorInputs
+from kinfold.data.columns import CategoryColumn, NumberColumn, numbers_of, sort_of
+from kinfold.data.programs import Port, Program
 from kinfold.data.targets import make_target, row_values
+from kinfold.data.text_column import TextColumn
+from kinfold.data.words import RULE, column_texts, is_free_text
 from kinfold.errors import InputError, unknown
 
 if TYPE_CHECKING:  # importing pandas takes long, and arrays do without it
     import pandas
 
-MAX_CATEGORIES = 64
-"""How many values of a text column get a column of their own; in an id-like column the rarer ones get none."""
+Fitted: TypeAlias = NumberColumn | CategoryColumn | TextColumn
 
-Sort: TypeAlias = Literal["number", "boolean", "date", "text"]
-
-
-@dataclass(frozen=True)
-class Column(abc.ABC):
-    """How one column of a table becomes columns of numbers."""
-
-    name: str
-
-    @property
-    @abc.abstractmethod
-    def width(self) -> int:
-        """How many columns of numbers it becomes."""
-
-    @abc.abstractmethod
-    def encode(self, series: "pandas.Series[Any]") -> Float32[np.ndarray, "N width"]:
-        """Returns the encoded column."""
-
-
-@dataclass(frozen=True)
-class NumberColumn(Column):
-    """A column of numbers, booleans or dates (in seconds): (x − shift) / scale.
-
-    Attributes:
-        sort: what the column holds.
-        fill: what stands for a missing value: the mean of the fitted rows.
-        shift: that mean; 0 for booleans, which stay 0 and 1.
-        scale: the standard deviation of the fitted rows (ddof 0); 1 for booleans and constant columns.
-        indicator: whether values were missing, so that a 0/1 column says where.
-    """
-
-    sort: Sort
-    fill: float
-    shift: float
-    scale: float
-    indicator: bool
-
-    @property
-    def width(self) -> int:
-        return 2 if self.indicator else 1
-
-    @classmethod
-    def fit(
-        cls, name: str, sort: Sort, series: "pandas.Series[Any]", rows: Int64[np.ndarray, " rows"]
-    ) -> "NumberColumn":
-        """Returns the column fitted to the given rows of `series`."""
-        fitted = _numbers(series, name, sort)[rows]
-        known = fitted[~np.isnan(fitted)]
-        if len(known) == 0:
-            known = np.zeros(1)
-        # The mean and the deviation of equal values need not come out exact, so they are compared.
-        constant = bool((known == known[0]).all())
-        mean = float(known[0] if constant else known.mean())
-        deviation = 0.0 if constant else float(known.std())
-        shift, scale = (0.0, 1.0) if sort == "boolean" else (mean, deviation or 1.0)
-        return cls(name, sort, mean, shift, scale, bool(np.isnan(fitted).any()))
-
-    def encode(self, series: "pandas.Series[Any]") -> Float32[np.ndarray, "N width"]:
-        values = _numbers(series, self.name, self.sort)
-        missing = np.isnan(values)
-        with np.errstate(over="ignore"):
-            scaled = ((np.where(missing, self.fill, values) - self.shift) / self.scale).astype(np.float32)
-        _require_finite(scaled, series, self.name)
-        return np.stack([scaled, missing] if self.indicator else [scaled], axis=1, dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class CategoryColumn(Column):
-    """A column of text or categories, one-hot; a value that was not seen in the fitted rows is all zeros.
-
-    Attributes:
-        categories: the values with a column each, as text, sorted.
-        missing: whether values were missing, so that "missing" has a column, the last.
-    """
-
-    categories: tuple[str, ...]
-    missing: bool
-
-    @property
-    def width(self) -> int:
-        return len(self.categories) + self.missing
-
-    @classmethod
-    def fit(cls, name: str, series: "pandas.Series[Any]", rows: Int64[np.ndarray, " rows"]) -> "CategoryColumn":
-        """Returns the column fitted to the given rows of `series`."""
-        codes, texts = _texts(series.iloc[rows])
-        present = codes[codes >= 0]
-        counts: Counter[str] = Counter()  # values that differ may be written alike
-        for text, count in zip(texts, np.bincount(present, minlength=len(texts)).tolist(), strict=True):
-            counts[text] += count
-        frequent = sorted(counts, key=lambda text: (-counts[text], text))[:MAX_CATEGORIES]
-        return cls(name, tuple(sorted(frequent)), len(present) < len(codes))
-
-    def encode(self, series: "pandas.Series[Any]") -> Float32[np.ndarray, "N width"]:
-        codes, texts = _texts(series)
-        place = {text: number for number, text in enumerate(self.categories)}
-        last = len(self.categories) if self.missing else -1
-        # A missing value has the code −1, and so finds the last entry.
-        places = np.array([place.get(text, -1) for text in texts] + [last], dtype=np.int64)[codes]
-        one_hot: Float32[np.ndarray, "N width"] = np.equal.outer(places, np.arange(self.width)).astype(np.float32)
-        return one_hot
-
-
-COLUMNS: dict[str, type[NumberColumn] | type[CategoryColumn]] = {
+COLUMNS: dict[str, type[NumberColumn] | type[CategoryColumn] | type[TextColumn]] = {
     "number": NumberColumn,
     "category": CategoryColumn,
+    "text": TextColumn,
 }
+"""How a column may be encoded, by what `model.json` calls it."""
 
 
 @dataclass(frozen=True)
 class TableEncoder(Encoder):
-    """Turns the columns of a table into float32 [N, D], as fitted (see `NumberColumn` and `CategoryColumn`).
+    """Turns the columns of a table into float32 [N, D], as fitted (see `NumberColumn`, `CategoryColumn`, `TextColumn`).
 
     Example:
         >>> import pandas as pd
@@ -147,20 +48,30 @@ class TableEncoder(Encoder):
                 [ 0.,  0.,  1.]])
     """
 
-    columns: tuple[NumberColumn | CategoryColumn, ...]
+    columns: tuple[Fitted, ...]
     kind = "table"
 
     @classmethod
-    def fit(cls, features: "pandas.DataFrame", rows: Int64[np.ndarray, " rows"]) -> "TableEncoder":
+    def fit(
+        cls, features: "pandas.DataFrame", rows: Int64[np.ndarray, " rows"], texts: Sequence[str] | None = None
+    ) -> "TableEncoder":
         """Returns an encoder of all columns of `features`, fitted to the given rows only.
+
+        Args:
+            features: the table.
+            rows: those whose values count.
+            texts: the columns of free text; default those that look it (see `is_free_text`).
 
         Raises:
             InputError: an infinite value, or a type of column that cannot be encoded.
         """
-        columns: list[NumberColumn | CategoryColumn] = []
+        columns: list[Fitted] = []
         for name, series in features.items():
-            sort = _sort_of(series, str(name))
-            if sort == "text":
+            sort = sort_of(series, str(name))
+            free = is_free_text(series.iloc[rows]) if texts is None else name in texts
+            if free:
+                columns.append(TextColumn.fit(str(name), series, rows))
+            elif sort == "text":
                 columns.append(CategoryColumn.fit(str(name), series, rows))
             else:
                 columns.append(NumberColumn.fit(str(name), sort, series, rows))
@@ -175,13 +86,63 @@ class TableEncoder(Encoder):
         return {"widths": [column.width for column in self.columns]}
 
     def encode(self, features: Any) -> TensorInputs:
-        frame = _checked(features)
-        names = [column.name for column in self.columns]
-        for name in names:
-            if name not in frame.columns:
-                raise InputError(f"data: has no column {name!r}, which the model was trained on; add it.")
+        frame = self._frame(features)
         blocks = [column.encode(frame[column.name]) for column in self.columns]
         return TensorInputs(torch.from_numpy(np.concatenate(blocks, axis=1)))
+
+    def _frame(self, features: Any) -> "pandas.DataFrame":
+        frame = _checked(features)
+        for column in self.columns:
+            if column.name not in frame.columns:
+                raise InputError(f"data: has no column {column.name!r}, which the model was trained on; add it.")
+        return frame
+
+    def program(self) -> Program:
+        numbers, categories, texts = self._by_kind()
+        ports = []
+        if numbers:
+            what = "numbers, booleans as 0 and 1, dates in seconds since 1970 (UTC); NaN where missing"
+            ports.append(Port("numbers", (len(numbers),), torch.float64, what))
+        if categories:
+            ports.append(Port("codes", (len(categories),), torch.int64, "the number of each column's category"))
+        for place, text in enumerate(texts):
+            what = f"how often each word of the vocabulary stands in {text.name!r}; NaN where it is missing"
+            ports.append(Port(f"words_{place}", (len(text.vocabulary),), torch.float32, what))
+        about = [
+            *(
+                {"name": column.name, "input": "numbers", "place": place, "holds": column.sort}
+                for place, column in enumerate(numbers)
+            ),
+            *(
+                {
+                    "name": column.name,
+                    "input": "codes",
+                    "place": place,
+                    "codes": {text: code for code, text in enumerate(column.categories)},
+                    "missing": column.code_of_missing,
+                    "others": -1,
+                }
+                for place, column in enumerate(categories)
+            ),
+            *(
+                {"name": column.name, "input": f"words_{place}", "words": RULE, "vocabulary": list(column.vocabulary)}
+                for place, column in enumerate(texts)
+            ),
+        ]
+        return Program(tuple(ports), FromTable(self.columns), self._tensors, {"columns": about})
+
+    def _by_kind(self) -> tuple[list[NumberColumn], list[CategoryColumn], list[TextColumn]]:
+        return _by_kind(self.columns)
+
+    def _tensors(self, features: Any) -> tuple[Tensor, ...]:
+        frame, tensors = self._frame(features), []
+        numbers, categories, texts = self._by_kind()
+        if numbers:
+            columns = [numbers_of(frame[column.name], column.name, column.sort) for column in numbers]
+            tensors.append(torch.from_numpy(np.stack(columns, axis=1)))
+        if categories:
+            tensors.append(torch.from_numpy(np.stack([each.codes(frame[each.name]) for each in categories], axis=1)))
+        return (*tensors, *(torch.from_numpy(each.counts(frame[each.name])) for each in texts))
 
     def spec(self) -> dict[str, Any]:
         kinds = {column: kind for kind, column in COLUMNS.items()}
@@ -190,23 +151,106 @@ class TableEncoder(Encoder):
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> "TableEncoder":
-        columns = []
+        columns: list[Fitted] = []
         for state in spec["columns"]:
             fields = {key: value for key, value in state.items() if key != "encoding"}
-            values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+            values: dict[str, Any] = {key: _tuples(value) for key, value in fields.items()}
             columns.append(COLUMNS[state["encoding"]](**values))
         return cls(tuple(columns))
 
 
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _by_kind(columns: Sequence[Fitted]) -> tuple[list[NumberColumn], list[CategoryColumn], list[TextColumn]]:
+    return (
+        [column for column in columns if isinstance(column, NumberColumn)],
+        [column for column in columns if isinstance(column, CategoryColumn)],
+        [column for column in columns if isinstance(column, TextColumn)],
+    )
+
+
+@final
+class FromTable(nn.Module):
+    """The columns of a table as one row of numbers, as `TableEncoder.encode` gives them.
+
+    Args:
+        columns: fitted.
+
+    Example:
+        >>> encoder = TableEncoder((NumberColumn("age", "number", 30.0, 30.0, 10.0, True),))
+        >>> FromTable(encoder.columns)(torch.tensor([[20.0], [torch.nan]], dtype=torch.float64))
+        tensor([[-1.,  0.],
+                [ 0.,  1.]])
+    """
+
+    def __init__(self, columns: Sequence[Fitted]):
+        super().__init__()
+        numbers, categories, texts = _by_kind(columns)
+        self.has_numbers, self.has_codes = bool(numbers), bool(categories)
+        for name in ("fill", "shift", "scale"):
+            values = torch.tensor([getattr(column, name) for column in numbers], dtype=torch.float64)
+            self.register_buffer(name, values)
+        # What is one-hot is asked of the column `asked`: is its code `code`?
+        one_hot = [(place, code) for place, column in enumerate(categories) for code in range(column.width)]
+        self.register_buffer("asked", torch.tensor([place for place, _ in one_hot], dtype=torch.int64))
+        self.register_buffer("code", torch.tensor([code for _, code in one_hot], dtype=torch.int64))
+        self.texts = nn.ModuleList(column.module() for column in texts)
+        self.register_buffer("order", torch.tensor(_order(columns), dtype=torch.int64))
+
+    def forward(self, *tensors: Tensor) -> Float32[Tensor, "N D"]:
+        """Returns the encoded rows of the ports' tensors."""
+        given, blocks = list(tensors), []
+        if self.has_numbers:
+            numbers = given.pop(0)
+            missing = numbers.isnan()
+            filled = torch.where(missing, self.get_buffer("fill"), numbers)
+            scaled = (filled - self.get_buffer("shift")) / self.get_buffer("scale")
+            blocks += [scaled.to(torch.float32), missing.to(torch.float32)]
+        if self.has_codes:
+            codes = given.pop(0).index_select(1, self.get_buffer("asked"))
+            blocks.append((codes == self.get_buffer("code")).to(torch.float32))
+        blocks += [text(counts) for text, counts in zip(self.texts, given, strict=True)]
+        return torch.cat(blocks, dim=1).index_select(1, self.get_buffer("order"))
+
+
+def _order(columns: Sequence[Fitted]) -> list[int]:
+    """Returns where in the blocks of `FromTable` each number of an encoded row stands."""
+    numbers, categories, texts = _by_kind(columns)
+    places: dict[str, list[int]] = {
+        column.name: [place, len(numbers) + place][: column.width] for place, column in enumerate(numbers)
+    }
+    after = 2 * len(numbers)
+    for column in (*categories, *texts):
+        places[column.name] = list(range(after, after + column.width))
+        after += column.width
+    return [place for column in columns for place in places[column.name]]
+
+
 @dataclass(frozen=True)
 class TableDataset(Dataset):
-    """Labelled rows of a table: `features` is a pandas DataFrame of the feature columns alone."""
+    """Labelled rows of a table: `features` is a pandas DataFrame of the feature columns alone.
+
+    Attributes:
+        texts: the columns of free text, where somebody says; None for those that look it.
+
+    Raises:
+        InputError: there is no such column, or it holds something other than text.
+    """
 
     form = "table"
     standardised = True
+    texts: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for column in self.texts or ():
+            if column not in self.features.columns:
+                raise unknown("texts", column, self.features.columns)
+            column_texts(self.features[column])
 
     def fit(self, rows: Int64[np.ndarray, " rows"]) -> TableEncoder:
-        return TableEncoder.fit(self.features, rows)
+        return TableEncoder.fit(self.features, rows, self.texts)
 
     def fingerprints(self) -> UInt64[np.ndarray, " N"]:
         import pandas as pd
@@ -223,6 +267,7 @@ def from_frame(
     times: str | None = None,
     kind: Kind | None = None,
     labels: Sequence[Label] | None = None,
+    texts: Sequence[str] | None = None,
 ) -> TableDataset:
     """Returns a data set of a pandas DataFrame: every column but the named ones is a feature.
 
@@ -236,6 +281,8 @@ def from_frame(
         kind: `classification` or `regression` where the target's type says otherwise: floats are values and not
             classes, even if all are whole and few differ (1.0, 2.0).
         labels: the classes of an earlier run, in its order; default the target's own, sorted.
+        texts: the names of the columns of free text, `()` for none; default those that look it: of three words or
+            more in the mean and mostly distinct, or called `text`.
 
     Raises:
         InputError: an unknown or doubled column, columns of several levels, no rows, no feature columns, a missing
@@ -270,6 +317,7 @@ def from_frame(
         made,
         None if groups is None else row_values(_whole(frame[groups], groups), len(frame), "groups"),
         None if times is None else row_values(_moments(frame[times], times), len(frame), "times", sortable=True),
+        None if texts is None else tuple(texts),
     )
 
 
@@ -302,74 +350,5 @@ def _whole(series: "pandas.Series[Any]", name: str) -> "pandas.Series[Any]":
 
 def _moments(series: "pandas.Series[Any]", name: str) -> Float64[np.ndarray, " N"]:
     """Returns when each row was, as a number: dates, written out or not, in seconds."""
-    sort = _sort_of(series, name)
-    return _numbers(_whole(series, name), name, "date" if sort == "text" else sort)
-
-
-def _sort_of(series: "pandas.Series[Any]", name: str) -> Sort:
-    """Returns what a column holds. One without any value counts as numbers: all that it says is "missing"."""
-    import pandas as pd
-
-    sort_of_kind: dict[str, Sort] = {"b": "boolean", "i": "number", "u": "number", "f": "number"}
-    sort_of_kind |= {"M": "date", "m": "number"}
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        return "text"
-    if series.dtype.kind in sort_of_kind:
-        return sort_of_kind[series.dtype.kind]
-    if series.dtype.kind != "O":
-        raise InputError(f"data: column {name!r} holds {series.dtype}; give numbers, dates or text, or drop it.")
-    inferred = pd.api.types.infer_dtype(series, skipna=True)
-    if inferred in ("integer", "floating", "mixed-integer-float", "decimal", "empty"):
-        return "number"
-    if inferred in ("datetime", "datetime64", "date"):
-        return "date"
-    return "boolean" if inferred == "boolean" else "text"
-
-
-def _numbers(series: "pandas.Series[Any]", name: str, sort: Sort) -> Float64[np.ndarray, " N"]:
-    """Returns the column as numbers, NaN where missing."""
-    import pandas as pd
-
-    if series.dtype.kind == "m":
-        seconds: Float64[np.ndarray, " N"] = series.dt.total_seconds().to_numpy(dtype=np.float64)
-        return seconds
-    held = series.astype(object) if isinstance(series.dtype, pd.CategoricalDtype) else series
-    is_date = _sort_of(held, name) == "date"
-    if sort == "date" and (is_date or not pd.api.types.is_numeric_dtype(held)):
-        moments = pd.to_datetime(held, utc=True, errors="coerce", format="ISO8601")
-        values = (moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
-    elif sort != "date" and not is_date:
-        values = pd.to_numeric(held, errors="coerce")
-    else:  # dates where numbers belong, or numbers where dates do
-        values = pd.Series(np.nan, index=held.index)
-    numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
-    alien = np.isnan(numbers) & held.notna().to_numpy()
-    if alien.any():
-        row = int(alien.argmax())
-        raise InputError(f"data: column {name!r}, row {row} holds {held.iloc[row]!r}, which is no {sort}; correct it.")
-    _require_finite(np.where(np.isnan(numbers), 0.0, numbers), series, name)
-    return numbers
-
-
-def _require_finite(numbers: Shaped[np.ndarray, " N"], series: "pandas.Series[Any]", name: str) -> None:
-    bad = np.abs(numbers) > np.finfo(np.float32).max
-    if bad.any():
-        row = int(bad.argmax())
-        raise InputError(
-            f"data: column {name!r}, row {row} holds {series.iloc[row]}, which is no finite float32; "
-            "correct it or leave it empty."
-        )
-
-
-def _texts(series: "pandas.Series[Any]") -> tuple[Int64[np.ndarray, " N"], list[str]]:
-    """Returns each row's place in the list of distinct values, −1 where missing, and the list, as text."""
-    try:
-        codes, distinct = series.factorize()
-    except TypeError as error:
-        raise InputError(f"data: column {series.name!r} holds values that are no text ({error}); drop it.") from None
-    return codes.astype(np.int64), [_text(value) for value in distinct]
-
-
-def _text(value: Any) -> str:
-    # Among missing values a file's whole numbers are read as floats; they remain the same categories.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    sort = sort_of(series, name)
+    return numbers_of(_whole(series, name), name, "date" if sort == "text" else sort)

@@ -3,52 +3,29 @@
 Rows are counted from 0 in every message.
 """
 
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt64
+from torch import Tensor, nn
 
 from kinfold.data.base import Dataset, Encoder, Kind, Label, TensorInputs
 from kinfold.data.hashes import content_hashes
+from kinfold.data.programs import Port, Program
 from kinfold.data.table import TableDataset
 from kinfold.data.targets import make_target, row_values
+from kinfold.data.words import RULE, WORD, as_texts, column_texts, words_of
 from kinfold.errors import InputError
-
-if TYPE_CHECKING:  # importing pandas takes long, and lists of texts do without it
-    import pandas
 
 PADDING = 0
 """The id behind the end of a text."""
 
 UNKNOWN = 1
 """The id of a word that is not in the vocabulary."""
-
-MIN_WORDS = 3
-"""How many words the texts of a column have, in the mean, that is no column of categories."""
-
-MIN_DISTINCT = 0.5
-"""What share of them is distinct, at least."""
-
-_WORD = re.compile(r"\w+|[^\w\s]")
-
-
-def words_of(text: str) -> list[str]:
-    """Returns the words of a text: runs of letters, digits and underscores, and each other character by itself.
-
-    Words are in Unicode's composed form (NFC) and in lower case; white space divides them and is left out. A script
-    without spaces between words gives long words: divide such texts by spaces beforehand.
-
-    Example:
-        >>> words_of("Don't panic: 42!")
-        ['don', "'", 't', 'panic', ':', '42', '!']
-    """
-    return _WORD.findall(unicodedata.normalize("NFC", text).lower())
 
 
 @dataclass(frozen=True)
@@ -135,6 +112,18 @@ class TextEncoder(Encoder):
             raise InputError(f"data: has no column {self.column!r}, which the model was trained on; add it.")
         return column_texts(features[self.column])
 
+    def program(self) -> Program:
+        what = f"word ids: {PADDING} behind the end, {UNKNOWN} for a word that is not in the vocabulary"
+        about = {
+            "words": RULE,
+            "length": f"the first {self.length} words; a text without any is one unknown word",
+            "vocabulary": {word: number for number, word in enumerate(self.vocabulary, UNKNOWN + 1)},
+        }
+        return Program((Port("ids", (self.length,), torch.int64, what),), nn.Identity(), self._tensors, about)
+
+    def _tensors(self, features: Any) -> tuple[Int64[Tensor, "N L"]]:
+        return (self.encode(features).values,)
+
     def spec(self) -> dict[str, Any]:
         return {"kind": self.kind, "vocabulary": list(self.vocabulary), "length": self.length, "column": self.column}
 
@@ -216,7 +205,7 @@ def from_texts(
         if value < 1:
             raise InputError(f"{option}: is {value}; give a whole number of at least 1.")
     features = as_texts(texts)
-    if not any(map(_WORD.search, features)):
+    if not any(map(WORD.search, features)):
         raise InputError("X: no text has a word in it; give texts.")
     target = make_target(y, kind=kind, labels=labels)
     if len(features) != len(target.values):
@@ -231,59 +220,6 @@ def from_texts(
         max_words=max_words,
         max_length=max_length,
     )
-
-
-def as_texts(texts: Any) -> tuple[str, ...]:
-    """Returns the texts of a list, an array or a column, each checked to be one.
-
-    Raises:
-        InputError: no rows, or a row that is no text.
-
-    Example:
-        >>> as_texts(["a", "b"])
-        ('a', 'b')
-    """
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise InputError(f"X: is a {type(texts).__name__} where texts are needed; give a list of them.")
-    listed = tuple(str(text) if isinstance(text, str) else text for text in texts)  # numpy's strings are a subclass
-    if not listed:
-        raise InputError("X: has no rows; give one text at least.")
-    for row, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise InputError(f"X: row {row} is a {type(text).__name__} where a text is needed; correct or drop it.")
-    return listed
-
-
-def is_texts(values: Any) -> bool:
-    """Returns whether these are a list or an array of texts, going by the first.
-
-    Example:
-        >>> is_texts(["a b", "c"]), is_texts([[1.0]])
-        (True, False)
-    """
-    return isinstance(values, (list, tuple, np.ndarray)) and len(values) > 0 and isinstance(values[0], str)
-
-
-def is_free_text(column: "pandas.Series[Any]") -> bool:
-    """Returns whether a column of a table holds texts to be read, and not names of categories.
-
-    It does if its values have `MIN_WORDS` words in the mean and are distinct in more than the share `MIN_DISTINCT` of
-    the rows; or if it holds text and is called `text`.
-
-    Example:
-        >>> import pandas as pd
-        >>> is_free_text(pd.Series(["what a good film", "what a bad one"])), is_free_text(pd.Series(["good", "bad"]))
-        (True, False)
-    """
-    import pandas as pd
-
-    known = column.dropna()
-    if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(known) != "string":
-        return False
-    if str(column.name).lower() == "text":
-        return True
-    words = sum(len(text.split()) for text in known)
-    return words >= MIN_WORDS * len(known) and known.nunique() >= MIN_DISTINCT * len(known)
 
 
 def from_text_table(table: TableDataset) -> TextDataset:
@@ -302,12 +238,3 @@ def from_text_table(table: TableDataset) -> TextDataset:
     (column,) = table.features.columns
     texts = column_texts(table.features[column])
     return TextDataset(table.name, texts, table.target, table.groups, table.times, str(column))
-
-
-def column_texts(series: "pandas.Series[Any]") -> tuple[str, ...]:
-    """Returns the texts of a table's column, a missing one as an empty one.
-
-    Raises:
-        InputError: a row that is no text.
-    """
-    return as_texts(series.astype(object).where(series.notna(), ""))

@@ -7,9 +7,12 @@ from kinfold.methods.base import Method as Method
 from kinfold.methods.image_augment import CropFlipCutout as CropFlipCutout
 from kinfold.methods.label_smoothing import LabelSmoothing as LabelSmoothing
 from kinfold.methods.mixup import Mixup as Mixup
+from kinfold.methods.torchvision_augment import TorchvisionAugment as TorchvisionAugment
+from kinfold.methods.torchvision_augment import best_augmentation as best_augmentation
 
 METHODS: dict[str, Callable[..., Method]] = {
     "label_smoothing": LabelSmoothing,
     "mixup": Mixup,
     "crop_flip_cutout": CropFlipCutout,
+    "augment": best_augmentation,
 }

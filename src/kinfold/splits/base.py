@@ -65,7 +65,8 @@ class Splits:
         sealed: [n] whether row i is set aside for the one estimate; in no task's training or validation rows.
 
     Raises:
-        InputError: a row stands where it may not, or a task has no training or no validation rows.
+        InputError: a row stands where it may not, or a task has no training or no validation rows though there are
+            rows.
     """
 
     train: Bool[np.ndarray, "T n"]
@@ -80,7 +81,7 @@ class Splits:
         if ((self.train | self.validation) & self.sealed).any():
             raise InputError("splits: a sealed row stands in a task's training or validation rows.")
         for kind, mask in (("training", self.train), ("validation", self.validation)):
-            if not mask.any(axis=1).all():
+            if mask.shape[1] and not mask.any(axis=1).all():
                 task = int(np.argmin(mask.any(axis=1)))
                 raise InputError(f"splits: task {task} has no {kind} rows; give more rows or fewer tasks.")
 
