@@ -25,7 +25,7 @@ from kinfold.errors import InputError, unknown
 from kinfold.finishing import Remaining
 from kinfold.methods import METHODS, Method
 from kinfold.models import Rescaled, StandardisedMSE, factory, moments, sized
-from kinfold.parts import LOSSES, METRICS, optimizer_maker, scheduler_maker
+from kinfold.parts import KIND_OF_LOSS, KIND_OF_METRIC, LOSSES, METRICS, optimizer_maker, scheduler_maker
 from kinfold.recipes import recipe
 from kinfold.run import Event
 from kinfold.selection import CRITERIA
@@ -72,7 +72,7 @@ def configuration(given: Mapping[str, Any]) -> dict[str, Any]:
 def check(given: Mapping[str, Any]) -> None:
     """Raises InputError where an argument of `fit` cannot be used, whatever the data are."""
     _check_whole(**{name: given[name] for name in ("tasks", "accumulate", "patience", "epochs", "batch_size")})
-    _check_choices(**{name: given[name] for name in _CHOICES})
+    _check_choices(**{name: given[name] for name in CHOICES})
     if isinstance(given["seed"], bool) or not isinstance(given["seed"], (int, np.integer)):
         raise InputError(f"seed: is {given['seed']!r}; give a whole number.")
 
@@ -117,6 +117,10 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
         parts |= chosen
         config |= describe(chosen)
         told.append({"event": "note", "message": _recipe_line(dataset, config)})
+    batch_size, fewest = int(parts["batch_size"]), int(prepared.splits.train.sum(1).min())
+    if batch_size > fewest:
+        rows = f"batch_size {batch_size} is more than the {fewest} rows a task trains on: they are one batch"
+        told.append({"event": "note", "message": f"{rows}, and an epoch is one step"})
     where = _device(given["device"])
     epochs = int(parts["epochs"])
     stages = _stages(rule, epochs) if prepared.splits.tasks > 1 else (epochs,)
@@ -139,7 +143,7 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
         optimizer=optimizer_maker(parts["optimizer"]),
         scheduler=scheduler_maker(parts["scheduler"], stages[0], length=epochs),
         methods=(*_several("methods", parts["methods"], METHODS, Method), *trackers),
-        batch_size=int(parts["batch_size"]),
+        batch_size=batch_size,
         accumulate=given["accumulate"],
         clip_norm=_clip_norm(parts["clip_norm"]),
         shared_start=given["start"] == "shared",
@@ -210,8 +214,14 @@ def _recipe_line(dataset: Dataset, config: Mapping[str, Any]) -> str:
 
 def _rule(spec: Any) -> Rule:
     """Returns the rule, or several as one: `teach+papa`, or a list."""
-    specs = spec.split("+") if isinstance(spec, str) else spec if isinstance(spec, (list, tuple)) else [spec]
-    rules = tuple(resolve("transfer", one, RULES) for one in specs)
+    if isinstance(spec, str) and "," in spec:
+        joined = "+".join(part.strip() for part in spec.split(","))
+        raise InputError(f"transfer: {spec!r} is not a rule; several together are written {joined!r}.")
+    if isinstance(spec, (list, tuple)):
+        rules = tuple(resolve(f"transfer[{i}]", one, RULES) for i, one in enumerate(spec))
+    else:
+        specs = spec.split("+") if isinstance(spec, str) else [spec]
+        rules = tuple(resolve("transfer", one, RULES) for one in specs)
     for rule in rules:
         if not isinstance(rule, Rule):
             known = ", ".join(sorted(RULES))
@@ -232,11 +242,13 @@ def _stages(rule: Rule, epochs: int) -> tuple[int, ...]:
 
 def _several(argument: str, spec: Any, table: Mapping[str, Callable[..., Any]], kind: type) -> tuple[Any, ...]:
     """Returns the parts that one spec, or several in order, mean."""
-    specs = (spec,) if isinstance(spec, (str, Mapping, kind)) else spec
     known = ", ".join(sorted(table))
-    if not isinstance(specs, Iterable):
+    if isinstance(spec, (str, Mapping, kind)):
+        parts: tuple[Any, ...] = (resolve(argument, spec, table),)
+    elif isinstance(spec, Iterable):
+        parts = tuple(resolve(f"{argument}[{i}]", one, table) for i, one in enumerate(spec))
+    else:
         raise InputError(f"{argument}: is a {type(spec).__name__}; give one or several of {known}.")
-    parts = tuple(resolve(argument, one, table) for one in specs)
     for part in parts:
         if not isinstance(part, kind):
             raise InputError(f"{argument}: {part!r} is not a {kind.__name__.lower()}; give some of {known}.")
@@ -254,6 +266,11 @@ def _objective(
 ) -> tuple[nn.Module | Callable[[], nn.Module], Objective]:
     """Returns the network and what it minimises; both in the target's standard units where the format says so."""
     dataset, encoder = prepared.dataset, prepared.encoder
+    for argument, spec, kinds in (("loss", loss, KIND_OF_LOSS), ("metric", metric, KIND_OF_METRIC)):
+        kind = kinds.get(spec.get("name") if isinstance(spec, Mapping) else spec)
+        if kind not in (None, dataset.target.kind):
+            target = f"{dataset.target.name or 'the target'} is for {dataset.target.kind}"
+            raise InputError(f"{argument}: {spec!r} is for {kind}, and {target}; leave {argument} out, or set kind.")
     structure, given_loss = _model(model, encoder, dataset), resolve("loss", loss, LOSSES)
     if dataset.standardised and dataset.target.kind == "regression" and given_loss is None:
         # Fitted on the unsealed rows, like every scaler.
@@ -284,12 +301,16 @@ def _rescaled(
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0].lower() == "gpu":
+        raise InputError(f"device: {name!r} cannot be used here; a GPU is {name.lower().replace('gpu', 'cuda')!r}.")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = " ".join(str(error).split())[:120]
-        raise InputError(f"device: {name!r} cannot be used here ({why}); try auto or cpu.") from None
+        raise InputError(
+            f"device: {name!r} cannot be used here ({why}); try auto or cpu (kinfold doctor says what is there)."
+        ) from None
     return device
 
 
@@ -300,15 +321,16 @@ def _check_whole(**counts: object) -> None:
             raise InputError(f"{name}: is {count!r}; give a whole number of at least 1.")
 
 
-_CHOICES: Mapping[str, Iterable[str]] = {
+CHOICES: Mapping[str, Iterable[str]] = {
     "start": ("independent", "shared"),
     "better": ("metric", "loss"),
     "criterion": CRITERIA,
     "precision": ("float32", "bf16", "float64"),
 }
+"""Arguments of `fit` that are one of a few words."""
 
 
 def _check_choices(**chosen: str) -> None:
     for name, value in chosen.items():
-        if value not in _CHOICES[name]:
-            raise unknown(name, value, _CHOICES[name])
+        if value not in CHOICES[name]:
+            raise unknown(name, value, CHOICES[name])

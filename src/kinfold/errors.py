@@ -29,6 +29,7 @@ def unknown(argument: str, value: object, known: Iterable[str]) -> InputError:
         transfer: unknown name 'amtoo', did you mean 'amto'? Known: amto, none.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(value), names, n=1)
+    alike = [name for name in names if name.casefold() == str(value).casefold()]
+    near = alike or difflib.get_close_matches(str(value), names, n=1)
     hint = f", did you mean {near[0]!r}?" if near else "."
     return InputError(f"{argument}: unknown name {value!r}{hint} Known: {', '.join(names)}.")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from kinfold.errors import InputError
+from kinfold.yaml_files import read_yaml as read_yaml
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -101,20 +101,6 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: no such file.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}).") from None
-
-
-def read_yaml(path: Path) -> Any:
-    """Reads YAML, safely (no Python objects).
-
-    Raises:
-        InputError: the file is missing or is not YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:

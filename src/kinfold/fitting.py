@@ -362,7 +362,9 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
             raise InputError(f"out: {folder} is not empty and holds no run; choose another directory.")
         return False
     if not resume:
-        raise InputError(f"out: {folder} already holds a run; choose another directory, or go on with it by resume.")
+        raise InputError(
+            f"out: {folder} already holds a run; choose another directory, or go on with it (resume, --resume)."
+        )
     before = files.read_yaml(folder / "config.yaml")
     if not isinstance(before, dict):
         raise InputError(f"resume: {folder / 'config.yaml'} is damaged; give another out.")

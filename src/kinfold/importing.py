@@ -1,5 +1,6 @@
 """The user's own code by name: `package.module:function`."""
 
+import difflib
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -26,16 +27,27 @@ def load_callable(path: str, argument: str) -> Callable[..., Any]:
         >>> load_callable("math:sqrt", "loss")(4.0)
         2.0
     """
+    module = path.partition(":")[0]
+    if module.endswith(".py"):
+        dotted = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+        raise InputError(f"{argument}: {path!r} names a file; name the module, {dotted + path[len(module) :]!r}.")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         found = pkgutil.resolve_name(path)
     except Exception as error:  # importing runs the user's code, which may raise anything
-        raise InputError(f"{argument}: {path!r} cannot be imported ({one_line(error)}).") from error
+        raise InputError(f"{argument}: {path!r} cannot be imported ({one_line(error)}){_nearest(error)}") from error
     if not callable(found):
         raise InputError(f"{argument}: {path!r} is a {type(found).__name__}; name a function or a class.")
     return found  # type: ignore[no-any-return]  # narrowed by callable() to a type that mypy cannot write
+
+
+def _nearest(error: Exception) -> str:
+    """What an attribute that is not there may have been meant to be."""
+    known = dir(error.obj) if isinstance(error, AttributeError) else []
+    near = difflib.get_close_matches(str(getattr(error, "name", "")), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def one_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kinfold.config import resolve
+from kinfold.data.base import Kind
 from kinfold.errors import InputError
 from kinfold.tasks.objective import Metric, finite_r2, resolve_metric
 from kinfold.tasks.update import MakeOptimizer, MakeScheduler, stretched
@@ -32,11 +33,18 @@ LOSSES: Mapping[str, Callable[..., nn.Module]] = {
     "l1": nn.L1Loss,
     "huber": nn.HuberLoss,
 }
+KIND_OF_LOSS: Mapping[Any, Kind] = {
+    "cross_entropy": "classification",
+    "mse": "regression",
+    "l1": "regression",
+    "huber": "regression",
+}
 METRICS: Mapping[str, Callable[[], Metric]] = {
     "accuracy": partial(resolve_metric, None, "classification"),
     "r2": partial(resolve_metric, None, "regression"),
     "finite_r2": partial(Metric, "r2", finite_r2, weighted=finite_r2),
 }
+KIND_OF_METRIC: Mapping[Any, Kind] = {"accuracy": "classification", "r2": "regression"}
 
 
 def optimizer_maker(spec: Any) -> MakeOptimizer | Sequence[MakeOptimizer]:
@@ -56,7 +64,8 @@ def optimizer_maker(spec: Any) -> MakeOptimizer | Sequence[MakeOptimizer]:
     if spec is None:
         return OPTIMIZERS["sgd"]
     if isinstance(spec, (list, tuple)):
-        return [_maker("optimizer", one, OPTIMIZERS, "partial(torch.optim.AdamW, lr=1e-3)") for one in spec]
+        example = "partial(torch.optim.AdamW, lr=1e-3)"
+        return [_maker(f"optimizer[{i}]", one, OPTIMIZERS, example) for i, one in enumerate(spec)]
     return _maker("optimizer", spec, OPTIMIZERS, "partial(torch.optim.AdamW, lr=1e-3)")
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from kinfold.selection.estimate import calibration_bins
 from kinfold.splits.base import Splits
 from kinfold.splits.saved import load_splits, save_splits
 from kinfold.tasks.state import materialise
+from kinfold.yaml_files import yaml_text
 
 if TYPE_CHECKING:  # drawing is imported when something is drawn
     from matplotlib.figure import Figure
@@ -447,7 +447,7 @@ def model_outputs(model: nn.Module, inputs: Inputs, rows: Int64[Tensor, " m"]) -
 
 def write_start(directory: Path, config: Mapping[str, Any], splits: Splits) -> None:
     """Writes what is known at the start of a run: configuration and splits."""
-    files.write_text(directory / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    files.write_text(directory / "config.yaml", yaml_text(dict(config)))
     save_splits(splits, directory / "splits.safetensors")
 
 

@@ -58,7 +58,7 @@ def test_what_a_spec_means(spec, info, expected):
         (5, "splits: unknown name 5"),
         (KFold, "splits: unknown name"),
         ({"folds": 3}, "splits: unknown name None"),
-        ({"name": "kfold", "fold": 3}, "splits.kfold: unknown name 'fold', did you mean 'folds'"),
+        ({"name": "kfold", "fold": 3}, "splits.fold: unknown name 'fold', did you mean 'folds'"),
         ({"name": "shuffle", "val_fraction": 0}, "val_fraction: must be above 0"),
         ({"name": "ordered", "first": 1.5}, "first: must be above 0"),
         ({"name": "kfold", "folds": 1}, "folds: must be a whole number of at least 2, not 1"),

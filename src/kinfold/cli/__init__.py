@@ -15,9 +15,11 @@ from typing import NoReturn
 from jsonargparse import ArgumentError
 
 from kinfold._version import __version__
-from kinfold.cli.base import Command, Json
+from kinfold.cli.base import Command, FailingError, Json
 from kinfold.cli.compare import COMPARE
+from kinfold.cli.completion import completion_of
 from kinfold.cli.data import DATA
+from kinfold.cli.doctor import DOCTOR
 from kinfold.cli.evaluate import EVALUATE
 from kinfold.cli.export import EXPORT
 from kinfold.cli.keys import parse_error
@@ -28,9 +30,8 @@ from kinfold.cli.train import TRAIN
 from kinfold.errors import InputError, RunError, unknown
 from kinfold.tracking.progress import printable
 
-COMMANDS: Mapping[str, Command] = {
-    each.name: each for each in (TRAIN, COMPARE, EVALUATE, PREDICT, EXPORT, REPORT, MODELS, DATA)
-}
+_OTHERS = {each.name: each for each in (TRAIN, COMPARE, EVALUATE, PREDICT, EXPORT, REPORT, MODELS, DATA, DOCTOR)}
+COMMANDS: Mapping[str, Command] = {**_OTHERS, "completion": completion_of(_OTHERS)}
 """Every verb."""
 
 
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         output = _dispatch(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:
         return _fail(str(error), 2)
+    except FailingError as error:
+        _print(error.output)
+        return _fail(str(error), 1)
     except RunError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
@@ -73,6 +77,8 @@ def _dispatch(argv: list[str]) -> str:
     if argv[0] == "--version":
         return f"kinfold {__version__}"
     name = argv[0]
+    if name.startswith("-"):
+        raise InputError(f"{name}: comes after a command, such as kinfold train {name}; see kinfold --help.")
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
     given = _parse(name, argv[1:])
@@ -84,7 +90,8 @@ def _parse(name: str, arguments: list[str]) -> Json:
     try:
         given: Json = COMMANDS[name].parser().parse_args(arguments).as_dict()
     except ArgumentError as error:
-        raise InputError(f"{parse_error(error)}; see kinfold {name} --help.") from None
+        known = [flag for action in COMMANDS[name].parser()._actions for flag in action.option_strings]
+        raise InputError(f"{parse_error(error, known)}; see kinfold {name} --help.") from None
     return given
 
 
@@ -104,7 +111,8 @@ def _overview() -> str:
             "To begin:   kinfold train digits",
             "Your own:   kinfold train table.csv --target COLUMN",
             "Worth it?   kinfold compare digits",
-            "All flags:  kinfold train --help",
+            "All flags:  kinfold train --help, or as a file to edit: kinfold train DATA --print-config",
+            "No luck?    kinfold doctor",
         ]
     )
 

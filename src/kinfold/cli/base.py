@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from kinfold.errors import RunError
 from kinfold.tracking.progress import printable
 
 Json: TypeAlias = dict[str, Any]
@@ -50,6 +51,18 @@ class Command:
         )
         self.declare(parser)
         return parser
+
+
+class FailingError(RunError):
+    """A verb that has something to print although it failed.
+
+    Attributes:
+        output: what goes to standard output.
+    """
+
+    def __init__(self, message: str, output: str):
+        super().__init__(message)
+        self.output = output
 
 
 def declare_run(parser: ArgumentParser) -> None:

@@ -8,7 +8,17 @@ from jsonargparse import ArgumentParser
 
 from kinfold._version import __version__
 from kinfold.cli.base import Command, Given, Json, free_folder, json_text, listener, source_of
-from kinfold.cli.keys import COMPARE_KEYS, Part, Parts, declare_keys, defaults, defaults_of, interrupted, values_of
+from kinfold.cli.keys import (
+    COMPARE_KEYS,
+    Part,
+    Parts,
+    declare_keys,
+    defaults,
+    interrupted,
+    printed_instead,
+    runnable,
+)
+from kinfold.cli.sources import defaults_in
 from kinfold.errors import InputError
 from kinfold.tracking.grid import live_grid, plain_grid
 from kinfold.tracking.progress import printable
@@ -18,18 +28,19 @@ if TYPE_CHECKING:  # it imports torch
 
 
 def _declare_compare(parser: ArgumentParser) -> None:
-    from kinfold.comparing import compare
-
-    own = defaults() | defaults_of(compare)
-    declare_keys(parser, COMPARE_KEYS, own | {"arms": ",".join(own["arms"])})
+    declare_keys(parser, COMPARE_KEYS, _defaults())
     parser.add_argument("--out", metavar="DIR", help="directory of the comparison (default: runs/compare-<data>-<n>)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON alone")
 
 
 def _compare(given: Given) -> str:
+    printed = printed_instead(COMPARE, COMPARE_KEYS, _defaults(), given)
+    if printed is not None:
+        return printed
+    chosen = runnable(COMPARE, COMPARE_KEYS, given)  # and only then what imports torch
     from kinfold.comparing import compare
 
-    values = values_of(COMPARE, COMPARE_KEYS, given)
+    values = dict(chosen.values)
     for flag, other in (("test", "test_share"), ("test_share", "test")):
         if flag in given and other not in given:  # what a file says of the other is passed over
             values.pop(other, None)
@@ -44,7 +55,7 @@ def _compare(given: Given) -> str:
         values["arms"] = _arms(values["arms"])
     folder = free_folder("compare", source_of(values["data"])) if given["out"] is None else Path(given["out"])
     try:
-        with listener(given["quiet"], live_grid, plain_grid) as listen:
+        with listener(given["quiet"], live_grid, plain_grid) as listen, chosen.naming_lines():
 
             def told(event: Given) -> None:
                 while untold:  # not before everything has been checked: bad input gets one line alone
@@ -55,6 +66,11 @@ def _compare(given: Given) -> str:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted("compare", folder)) from None
     return json_text(_compared(found, folder)) if given["json"] else _comparison(found, folder)
+
+
+def _defaults() -> Json:
+    own = defaults() | defaults_in("kinfold.comparing.comparison", "compare")
+    return own | {"arms": ",".join(own["arms"])}
 
 
 def _arms(said: Parts) -> list[Part]:

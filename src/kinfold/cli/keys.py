@@ -1,18 +1,22 @@
 """The keys of a configuration: flags of `train` and `compare`, and what their YAML files hold."""
 
 import argparse
-import inspect
+import difflib
 import re
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from kinfold.cli.base import Command, Given, Json
+from kinfold.cli.schemas import schema_text
+from kinfold.cli.sources import constant_in, defaults_in
 from kinfold.errors import InputError, unknown
+from kinfold.yaml_files import Located, read_located, yaml_text
 
 _Kind: TypeAlias = Literal["classification", "regression"]
 _Auto: TypeAlias = Literal["auto"]
@@ -53,12 +57,16 @@ class Key:
     help: str
 
 
+DATA = Key(
+    str, "DATA", "a name (kinfold data list), a .csv, .tsv, .parquet or .npz file, a folder, or package.module:function"
+)
+
 KEYS: Mapping[str, Key] = {
     "model": Key(Part, "M", "mlp, resnet20 … (kinfold models lists them), or package.module:factory"),
     "target": Key(str | None, "COL", "column to predict, for tables"),
     "groups": Key(str | None, "COL", "column whose values keep rows together in a split, for tables"),
     "times": Key(str | None, "COL", "column that orders rows in time, for tables"),
-    "kind": Key(_Kind | None, "KIND", "where the target's type says otherwise"),
+    "kind": Key(_Kind | None, "KIND", "classification or regression, where the target's type says otherwise"),
     "texts": Key(Names | None, "COL", "column of free text, or '[a, b]', for tables (default: those that look it)"),
     "tasks": Key(int, "T", "how many splits and models"),
     "val_fraction": Key(float, "F", "share of the unsealed rows that a task validates on"),
@@ -67,7 +75,7 @@ KEYS: Mapping[str, Key] = {
     "patience": Key(int | None, "P", "stop when every task has gone this many epochs without improving"),
     "batch_size": Key(int | _Auto, "B", "rows of one task in one batch"),
     "optimizer": Key(
-        Parts | None, "OPT", "sgd, adam, adamw …; '{name: adamw, lr: 0.001}' (default: sgd, lr 0.05, momentum 0.9)"
+        Parts | None, "OPT", "sgd (lr 0.05, momentum 0.9), adam, adamw …; '{name: adamw, lr: 0.001}'; null is sgd"
     ),
     "scheduler": Key(Part | None, "S", "cosine, linear, constant or null"),
     "loss": Key(Part | None, "LOSS", "cross_entropy, mse, l1, huber, or package.module:function"),
@@ -110,10 +118,10 @@ def declare_keys(parser: ArgumentParser, keys: Mapping[str, Key], defaults: Give
     parser.add_argument(
         "data",
         nargs="?",
-        type=str,
+        type=DATA.type,
         default=argparse.SUPPRESS,
-        metavar="DATA",
-        help="a name (kinfold data list), a .csv, .tsv, .parquet or .npz file, or package.module:function",
+        metavar=DATA.metavar,
+        help=DATA.help,
     )
     for name, key in keys.items():
         dashed = f"--{name.replace('_', '-')}"
@@ -126,26 +134,34 @@ def declare_keys(parser: ArgumentParser, keys: Mapping[str, Key], defaults: Give
             help=key.help if default in (None, ()) else f"{key.help} (default: {default})",
         )
     parser.add_argument("--config", metavar="FILE", help="YAML file of these keys; flags go before it")
+    parser.add_argument("--print-config", action="store_true", help="print the configuration as YAML, and do no more")
+    parser.add_argument("--print-schema", action="store_true", help="print the JSON schema of FILE, and do no more")
     parser.add_argument("--resume", action="store_true", help="go on with what is in --out where it stopped")
     parser.add_argument("--quiet", action="store_true", help="no progress, findings or notes")
 
 
+def by_recipe() -> Json:
+    """Returns the keys that a recipe may choose, each "auto"."""
+    return dict.fromkeys(constant_in("kinfold.assembling", "BY_RECIPE"), "auto")
+
+
 def defaults() -> Json:
     """Returns the defaults of the keys: "auto" where a recipe may choose by the data, else those of `kinfold.fit`."""
-    from kinfold.assembling import BY_RECIPE
-    from kinfold.fitting import fit
-
-    return defaults_of(fit) | dict.fromkeys(BY_RECIPE, "auto")
+    return defaults_in("kinfold.fitting", "fit") | by_recipe()
 
 
-def defaults_of(function: Callable[..., Any]) -> Json:
-    """Returns the defaults of a function's arguments, of those that have one."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+def parse_error(error: ArgumentError, flags: Sequence[str] = ()) -> str:
+    """What jsonargparse says, or of a value of a wrong type what would have been right, and of a flag the nearest.
 
-
-def parse_error(error: ArgumentError) -> str:
-    """What jsonargparse says, or of a value of a wrong type what would have been right."""
+    Args:
+        error: what it raised.
+        flags: all that there are.
+    """
+    stray = re.match(r"unrecognized arguments: ([^\s=]+)", str(error), re.IGNORECASE)
+    if stray is not None:
+        near = difflib.get_close_matches(stray[1], flags, n=1)
+        hint = f", did you mean {near[0]}?" if near else "" if stray[1].startswith("-") else "; quote what has spaces"
+        return f"{stray[1]}: unknown {'flag' if stray[1].startswith('-') else 'argument'}{hint}"
     found = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', str(error), re.DOTALL)
     key = None if found is None else {**KEYS, **COMPARE_KEYS}.get(found[1])
     if found is None or key is None:
@@ -153,24 +169,90 @@ def parse_error(error: ArgumentError) -> str:
     return f"{found[1]}: is {found[2]!r}; give {WANTED[key.type]}"
 
 
-def values_of(command: Command, keys: Mapping[str, Key], given: Given) -> Json:
-    """Returns what the flags and the configuration file say, "auto" where both leave the choice to a recipe."""
-    from kinfold.assembling import BY_RECIPE
+@dataclass(frozen=True)
+class Configured:
+    """What the flags and the configuration file say.
 
+    Attributes:
+        values: of the keys that either has; flags go before the file.
+        path: the file, or None.
+        lines: of the keys that only the file has, where they stand in it.
+    """
+
+    values: Json
+    path: Path | None
+    lines: Located
+
+    @contextmanager
+    def naming_lines(self) -> Iterator[None]:
+        """Has what is wrong with a key's value say where in the file the key stands."""
+        try:
+            yield
+        except InputError as error:
+            found = re.match(r"([\w.\[\]]+)[: ]", str(error))
+            line = None if found is None else self.lines.line(found[1])
+            if line is None:
+                raise
+            raise InputError(f"config {self.path} line {line}: {error}") from None
+
+
+def configured(command: Command, keys: Mapping[str, Key], given: Given) -> Configured:
+    """Returns what the flags and the configuration file say.
+
+    Raises:
+        InputError: the file cannot be read, has a key that there is not, or a value of a wrong type.
+    """
     if given["resume"] and given["out"] is None:
         raise InputError("resume: the directory to go on in is not named; give --out DIR.")
-    values = {name: value for name, value in given.items() if name in ("data", *keys)}
-    config = _config_file(command.name, given)
-    if config is not None:
-        values = _config(command, keys, config, values) | values
-    if "data" not in values:
-        raise InputError("data: is not named; give DATA (kinfold data list has names) or --config FILE.")
-    values = dict.fromkeys(BY_RECIPE, "auto") | values
-    for name, value in values.items():
+    flags = {name: value for name, value in given.items() if name in ("data", *keys)}
+    path = _config_file(command.name, given)
+    found = Configured(flags, None, Located(None)) if path is None else _from_file(command, keys, path, flags)
+    for name, value in found.values.items():
         if isinstance(value, str) and value[:1] in ("{", "["):
             raise InputError(f"{name}: {value} cannot be read as YAML; close its brackets, and put quotes around it.")
-    return values
+    return found
 
+
+def runnable(command: Command, keys: Mapping[str, Key], given: Given) -> Configured:
+    """Returns what `configured` does, "auto" where all leave the choice to a recipe.
+
+    Raises:
+        InputError: likewise, or no data are named.
+    """
+    found = configured(command, keys, given)
+    if "data" not in found.values:
+        raise InputError("data: is not named; give DATA (kinfold data list has names) or --config FILE.")
+    return replace(found, values=by_recipe() | found.values)
+
+
+def printed_instead(command: Command, keys: Mapping[str, Key], own: Given, given: Given) -> str | None:
+    """Returns what `--print-schema` or `--print-config` print, or None where neither is asked for.
+
+    Args:
+        command: whose configuration it is.
+        keys: its keys.
+        own: their defaults.
+        given: its arguments.
+    """
+    if given["print_schema"]:
+        return schema_text(command.name)
+    return _config_text(command, keys, own, configured(command, keys, given).values) if given["print_config"] else None
+
+
+def _config_text(command: Command, keys: Mapping[str, Key], own: Given, values: Given) -> str:
+    """A complete configuration with a comment for each key; what must be told, or left out, is commented out."""
+    lines = [f"# kinfold {command.name} --config FILE; each key is also a flag, and flags go before the file"]
+    for name, key in {"data": DATA, **keys}.items():
+        value = values.get(name, own.get(name))
+        value = list(value) if isinstance(value, tuple) else value
+        told = name in values or name not in ("data", *_LEFT_OUT)
+        text = yaml_text({name: value}).rstrip()
+        lines += ["", f"# {key.help}", text if told else f"# {name}:"]
+    return "\n".join(lines)
+
+
+_LEFT_OUT = ("test", "test_share")
+"""Keys of `compare` that say something by being there at all."""
 
 _RECORDS = {"train": "config.yaml", "compare": "comparison.yaml"}
 """The file by which a command knows a directory of its own again, and that has its configuration."""
@@ -184,33 +266,30 @@ def _config_file(command: str, given: Given) -> Path | None:
     return own if own is not None and own.exists() else None
 
 
-def _config(command: Command, keys: Mapping[str, Key], path: Path, flags: Given) -> Json:
-    """Returns what a configuration file says, without what the flags say instead."""
+def _from_file(command: Command, keys: Mapping[str, Key], path: Path, flags: Given) -> Configured:
     from kinfold.config import is_object
-    from kinfold.files import read_yaml
 
-    content = read_yaml(path)
+    located = read_located(path)
+    content = located.value
     if not isinstance(content, (dict, type(None))):
         raise InputError(f"config: {path} holds no keys; write lines such as 'tasks: 8'.")
-    values = {}
-    for name, value in (content or {}).items():
-        if name not in ("data", *keys):
-            raise unknown(f"config {path}", name, ("data", *keys))
-        if name in flags:
-            continue
-        wanted = WANTED[str if name == "data" else keys[name].type]
-        if is_object(value):
-            raise InputError(
-                f"config {path}: {name} was a Python object; run it from Python, or give {name} as a flag."
-            )
-        if value is None and "null" not in wanted:
-            raise InputError(f"config {path}: {name}: is null; give {wanted}, or leave it out.")
-        values[name] = value
-    try:
-        parsed: Json = command.parser().parse_object(values, defaults=False).as_dict()
-    except ArgumentError as error:
-        raise InputError(f"config {path}: {parse_error(error)}.") from None
-    return parsed
+    own = {name: value for name, value in (content or {}).items() if name not in flags}
+    lines = {at: line for at, line in located.lines.items() if re.split(r"[.\[]", at)[0] in own}
+    found = Configured(own, path, Located(content, lines))
+    with found.naming_lines():
+        for name, value in own.items():
+            if name not in ("data", *keys):
+                raise unknown(str(name), name, ("data", *keys))
+            wanted = WANTED[DATA.type if name == "data" else keys[name].type]
+            if is_object(value):
+                raise InputError(f"{name}: was a Python object; run it from Python, or give {name} as a flag.")
+            if value is None and "null" not in wanted:
+                raise InputError(f"{name}: is null; give {wanted}, or leave it out.")
+        try:
+            parsed: Json = command.parser().parse_object(own, defaults=False).as_dict()
+        except ArgumentError as error:
+            raise InputError(f"{parse_error(error)}.") from None
+    return replace(found, values={**parsed, **flags})
 
 
 def interrupted(command: str, folder: Path | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from kinfold.cli.base import Command, Given, Json, free_folder, json_text, listener, number, scored, source_of
-from kinfold.cli.keys import KEYS, declare_keys, defaults, interrupted, values_of
+from kinfold.cli.keys import KEYS, declare_keys, defaults, interrupted, printed_instead, runnable
 from kinfold.tracking.progress import LiveProgress, print_message, printable
 
 
@@ -17,10 +17,13 @@ def _declare_train(parser: ArgumentParser) -> None:
 
 
 def _train(given: Given) -> str:
+    printed = printed_instead(TRAIN, KEYS, defaults(), given)
+    if printed is not None:
+        return printed
+    chosen = runnable(TRAIN, KEYS, given)  # and only then what imports torch
     from kinfold.files import jsonable
     from kinfold.fitting import fit
 
-    values = values_of(TRAIN, KEYS, given)
     folder = None if given["out"] is None else Path(given["out"])
 
     def out(config: Given) -> Path:
@@ -31,8 +34,11 @@ def _train(given: Given) -> str:
         return folder
 
     try:
-        with listener(given["quiet"], LiveProgress, lambda: nullcontext(print_message)) as listen:
-            result = fit(**values, out=folder or out, resume=given["resume"], listen=listen)
+        with (
+            listener(given["quiet"], LiveProgress, lambda: nullcontext(print_message)) as listen,
+            chosen.naming_lines(),
+        ):
+            result = fit(**chosen.values, out=folder or out, resume=given["resume"], listen=listen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted("train", folder)) from None
     said = jsonable(result.to_json())

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import yaml
 from jaxtyping import Bool
 
 from kinfold import files
@@ -35,6 +34,7 @@ from kinfold.errors import InputError, RunError
 from kinfold.fitting import ABOUT_THE_RUN, fit
 from kinfold.splits import draw_splits
 from kinfold.splits.pick import check_share
+from kinfold.yaml_files import yaml_text
 
 ARMS = (CONVENTIONAL, "restarts", "all-rows", "amto", "papa", "teach", "distil", "ensemble")
 """The arms that are compared where none are named."""
@@ -265,7 +265,7 @@ def _open(folder: Path, config: Mapping[str, Any], prepared: Prepared, test: Dat
     try:
         if record.exists() and files.read_json(record) != known:
             raise InputError(f"resume: the data has changed since the comparison in {folder} began; give another out.")
-        files.write_text(folder / "comparison.yaml", yaml.safe_dump(files.jsonable(dict(config)), sort_keys=False))
+        files.write_text(folder / "comparison.yaml", yaml_text(files.jsonable(dict(config))))
         files.write_json(record, known)
     except OSError as error:
         raise InputError(f"out: {folder} cannot be written to ({error.strerror}); choose another directory.") from None

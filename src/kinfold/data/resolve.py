@@ -1,6 +1,7 @@
 """From what the user calls their data (a name, a path, arrays, a function) to a `Dataset`."""
 
 import dataclasses
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -442,17 +443,20 @@ def _find(source: str | Path) -> Path | Callable[[], Any]:
     folder, colon, part = name.rpartition(":")
     if colon and is_saved(Path(folder)):
         return partial(from_disk, Path(folder), part)
-    if path.exists() or _ending(path) is not None:
+    if path.exists():
         return path
-    if isinstance(source, Path) or os.sep in name or (path.suffix and ":" not in name):
-        raise InputError(f"data: {name}: no such file.")
+    if isinstance(source, Path) or os.sep in name or _ending(path) or (path.suffix and ":" not in name):
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else "."
+        raise InputError(f"data: {name}: no such file{hint}")
     if ":" in name:
         return load_callable(name, "data")
     raise unknown("data", name, (*NAMES, *PUBLIC))
 
 
 def _format(path: Path) -> Format:
-    """Returns how to read a file, which need not be there, or a folder."""
+    """Returns how to read a file or a folder."""
     if path.is_dir():
         for form in FOLDERS:
             if form.detect(path):
@@ -460,9 +464,14 @@ def _format(path: Path) -> Format:
         forms = "; ".join(form.holds for form in FOLDERS)
         raise InputError(f"data: the folder {path} holds nothing that is known; give one that holds {forms}.")
     ending = _ending(path)
+    if path.suffix.lower() in _SPREADSHEETS:
+        raise InputError(f"data: {path} is a spreadsheet; save it as CSV, and give that.")
     if ending is None:
         raise InputError(f"data: {path} is not of a known format; give a file ending {', '.join(FORMATS)}.")
     return FORMATS[ending]
+
+
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
 
 
 def _ending(path: Path) -> str | None:

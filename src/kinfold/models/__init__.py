@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from kinfold.config import arguments_of, class_of
 from kinfold.errors import InputError, unknown
-from kinfold.importing import load_callable, one_line
+from kinfold.importing import one_line
 from kinfold.models.densenet import DenseNet
 from kinfold.models.fcn import FCN
 from kinfold.models.ft_transformer import FTTransformer
@@ -115,10 +116,7 @@ def build(name: str, input_shape: tuple[int, ...], outputs: int, **arguments: An
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
-    known = _arguments(name)
-    for argument in arguments:
-        if argument not in known:
-            raise unknown(f"model {name}", argument, known)
+    arguments = arguments_of("model", MODELS[name].make, arguments, first=2)
     try:
         return MODELS[name].make(input_shape, outputs, **arguments)
     except TypeError as error:
@@ -151,7 +149,8 @@ def factory(
         Flatten(start_dim=2, end_dim=-1)
     """
     if isinstance(spec, str):
-        spec = {"class_path": spec} if ":" in spec and hub_of(spec) is None else {"name": spec}
+        path = spec not in MODELS and hub_of(spec) is None and (":" in spec or "." in spec)
+        spec = {"class_path" if path else "name": spec}
     if "name" in spec:
         arguments = {key: value for key, value in spec.items() if key != "name"}
         hub = hub_of(str(spec["name"]))
@@ -159,17 +158,14 @@ def factory(
             hub_package(hub)  # whether it is there is told before anything is built
             return partial(build_from_hub, spec["name"], input_shape, outputs, **arguments)
         if spec["name"] not in MODELS:
-            raise unknown("model", spec["name"], MODELS)
-        known = _arguments(spec["name"])
+            raise InputError(f"{unknown('model', spec['name'], MODELS)} Of your own: package.module:factory.")
+        make = MODELS[spec["name"]].make
+        arguments_of("model", make, arguments, first=2)  # what is wrong is told before anything is built
+        known = inspect.signature(make).parameters
         taken = {name: value for name, value in (hints or {}).items() if name in known}
         return partial(build, spec["name"], input_shape, outputs, **{**taken, **arguments})
-    for key in spec:
-        if key not in ("class_path", "init_args"):
-            raise unknown("model", key, ("class_path", "init_args", "name"))
-    if "class_path" not in spec:
-        raise InputError("model: has neither name nor class_path; give one of them.")
-    make = sized(load_callable(spec["class_path"], "model"), input_shape, outputs)
-    return partial(_call, spec["class_path"], make, spec.get("init_args") or {})
+    function, given = class_of("model", spec)
+    return partial(_call, spec["class_path"], sized(function, input_shape, outputs), given)
 
 
 def sized(make: Callable[..., nn.Module], input_shape: tuple[int, ...], outputs: int) -> Callable[..., nn.Module]:
@@ -196,12 +192,8 @@ def sized(make: Callable[..., nn.Module], input_shape: tuple[int, ...], outputs:
     return partial(make, **{name: sizes[name] for name in asked}) if asked else make
 
 
-def _arguments(name: str) -> list[str]:
-    """What a structure takes beside a row's shape and the number of outputs."""
-    return list(inspect.signature(MODELS[name].make).parameters)[2:]
-
-
-def _call(path: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
+def _call(path: str, function: Callable[..., Any], given: Mapping[str, Any]) -> nn.Module:
+    arguments = arguments_of("model.init_args", function, given)  # modules within it are built for each model anew
     try:
         model = function(**arguments)
     except Exception as error:  # the user's own code, which may raise anything

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kinfold import config
 from kinfold.errors import InputError, unknown
 from kinfold.splits.audit import Finding, audit
 from kinfold.splits.base import RowInfo, Splits, Splitter
@@ -68,7 +69,8 @@ def resolve(spec: object, *, val_fraction: float | int, info: RowInfo) -> Splitt
     Args:
         spec: None (`grouped` where rows have groups, else `ordered` where they have times, else `stratified` for
             classes and `shuffle` for regression); a name in `SPLITTERS`; a mapping of `name` and the splitter's
-            arguments; a path that ends in `.safetensors`; `Splits`; a `Splitter`; or a scikit-learn splitter.
+            arguments, or of `class_path` and `init_args`; `package.module:Class`; a path that ends in `.safetensors`;
+            `Splits`; a `Splitter`; or a scikit-learn splitter.
         val_fraction: share of the unsealed rows to validate on, for splitters that take it and do not state it.
         info: what is known of the rows.
 
@@ -85,6 +87,11 @@ def resolve(spec: object, *, val_fraction: float | int, info: RowInfo) -> Splitt
         return spec
     if isinstance(spec, Splits) or (isinstance(spec, (str, Path)) and Path(spec).suffix == ".safetensors"):
         return Saved(spec)
+    if (isinstance(spec, Mapping) and "class_path" in spec) or (isinstance(spec, str) and ":" in spec):
+        made = config.resolve("splits", spec, {})
+        if not isinstance(made, Splitter | Splits | SklearnSplitter) or isinstance(made, type):
+            raise InputError(f"splits: {spec} makes a {type(made).__name__}; name a splitter's class.")
+        return resolve(made, val_fraction=val_fraction, info=info)
     if isinstance(spec, Mapping):
         return _named(spec.get("name"), {k: v for k, v in spec.items() if k != "name"}, val_fraction)
     if isinstance(spec, SklearnSplitter) and not isinstance(spec, type):
@@ -104,12 +111,10 @@ def _named(name: object, arguments: Mapping[str, object], val_fraction: float | 
     if not isinstance(name, str) or name not in SPLITTERS:
         raise unknown("splits", name, [*SPLITTERS, "FILE.safetensors"])
     splitter = SPLITTERS[name]
+    arguments = config.arguments_of("splits", splitter, arguments)
     known = {field.name for field in fields(splitter)}
-    for argument in arguments:
-        if argument not in known:
-            raise unknown(f"splits.{name}", argument, known)
     shared = {"val_fraction": val_fraction} if "val_fraction" in known else {}
-    return splitter(**{**shared, **arguments})  # type: ignore[arg-type]  # each splitter checks its arguments
+    return splitter(**{**shared, **arguments})  # each splitter checks its arguments
 
 
 def draw_splits(
@@ -132,6 +137,11 @@ def draw_splits(
     check_whole("tasks", tasks, 1)
     check_share("val_fraction", val_fraction)
     check_share("holdout", holdout, zero=True)
+    if info.classes == len(info) > 2:
+        raise InputError(
+            f"target: each of the {len(info)} rows has a label of its own, so none can be learned; "
+            "name a column of classes, or of numbers with kind regression."
+        )
     for argument, values in (("groups", info.groups), ("times", info.times)):
         if values is not None and pd.isna(values).any():
             raise InputError(f"{argument}: row {pd.isna(values).argmax()} has none; fill it in or drop the row.")

@@ -175,6 +175,8 @@ def build_starts(
         with random.seeded(torch.device("cpu"), seed, "start", t, generation):
             try:
                 start = model()
+            except InputError:
+                raise
             except Exception as error:  # the user's code may raise anything
                 raise InputError(
                     f"model: the factory failed ({one_line(error)}); it is called without arguments."
