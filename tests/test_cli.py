@@ -574,6 +574,19 @@ def test_report_is_rewritten(cli):
     assert Path("run/report.html").read_text() == before
 
 
+def test_a_report_with_rows(cli):
+    assert cli("train", "iris", *FAST, "--out", "run")[0] == 0
+    before = Path("run/report.html").read_text()
+    status, _, err = cli("report", "run", "--rows", "wine")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "rows: wine is not the data of the run, which were iris, or has changed since" in err
+    assert Path("run/report.html").read_text() == before
+    assert cli("report", "run", "--rows", "iris") == (0, "run/report.html\n", "")
+    shown = Path("run/report.html").read_text()
+    assert 'class="cards"' in shown
+    assert 'class="cards"' not in before
+
+
 def test_a_run_made_from_python(cli):
     X, y = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2
 

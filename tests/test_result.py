@@ -22,11 +22,12 @@ MLP = {"name": "mlp", "hidden": [8], "batch_norm": True}
 KEYS = {
     "": {
         *("version", "seed", "engine", "device", "precision", "data", "model", "tasks", "epochs_run", "stopped"),
-        *("selected", "contenders", "scores", "estimate", "transfers", "cost"),
+        *("selected", "contenders", "scores", "estimate", "diagnostics", "transfers", "cost"),
     },
     "selected": {"kind", "task", "criterion", "score"},
     "scores": {"metric", "matrix", "loss_matrix", "own", "exposed"},
     "estimate": {"metric", "value", "low", "high", "level", "rows", "clean", "details"},
+    "diagnostics": {"source", "rows", "seen", "data", "labels", "confusion", "calibration", "points", "hardest"},
     "transfers": {"proposed", "accepted", "by_pair"},
     "cost": {
         *("wall_seconds", "train_seconds", "transfer_seconds", "sample_visits", "samples_per_second"),
@@ -65,6 +66,31 @@ def test_json_has_the_contracts_keys(result: Result) -> None:
     for part, keys in KEYS.items():
         assert set(said[part] if part else said) == keys, part
     assert {"interval", "loss", "per_class", "calibration_error"} == set(said["estimate"]["details"])
+
+
+def test_diagnostics_are_of_the_sealed_rows_and_are_kept(result: Result, tmp_path: Path) -> None:
+    found = result.diagnostics
+    assert found is not None
+    sealed = np.flatnonzero(result.splits.sealed)
+    assert (found.source, found.rows, found.seen) == ("sealed", len(sealed), 0.0)
+    assert {each["row"] for each in found.hardest} <= set(sealed.tolist())
+    path = result.save(tmp_path / "run")
+    assert kinfold.load(path).diagnostics == found
+    said = json.loads((path / "result.json").read_text())
+    del said["diagnostics"]  # as earlier versions wrote it
+    (path / "result.json").write_text(json.dumps(said))
+    assert kinfold.load(path).diagnostics is None
+
+
+@pytest.mark.parametrize("transfer", ["none", "distil"])
+def test_without_sealed_rows_diagnostics_are_of_the_validation_rows(transfer: str) -> None:
+    found = kinfold.fit(MLP, rows(), **{**SMALL, "holdout": 0.0, "transfer": transfer})
+    assert found.diagnostics is not None
+    assert found.diagnostics.source == "validation"
+    own = found.selected.task
+    scored = found.splits.validation.any(0) if own is None else found.splits.validation[own]
+    assert found.diagnostics.rows == scored.sum()
+    assert found.diagnostics.seen == (1.0 if own is None else 0.0)  # a student has trained on all of them
 
 
 def test_json_is_json_with_numbers_where_they_are(result: Result, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 Everything that can be refused is refused here, before anything is written or trained.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,14 +11,14 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinfold import files
 from kinfold.candidates import CANDIDATES, Candidate
 from kinfold.config import describe, resolve
 from kinfold.data import read
-from kinfold.data.base import Dataset, Encoder
+from kinfold.data.base import Dataset, Encoder, fingerprint
 from kinfold.engines import Job, Precision
 from kinfold.errors import InputError, unknown
 from kinfold.finishing import Remaining
@@ -183,12 +182,6 @@ def row_info(dataset: Dataset) -> RowInfo:
     target = dataset.target
     classes = None if target.labels is None else len(target.labels)
     return RowInfo(target.values.numpy(), classes, dataset.groups, dataset.times, target.labels)
-
-
-def fingerprint(dataset: Dataset, hashes: UInt64[np.ndarray, " N"]) -> str:
-    """Returns a hash of rows, targets and weights, given the rows' own: by it a resumed run knows its data again."""
-    weights = b"" if dataset.weights is None else dataset.weights.tobytes()
-    return hashlib.sha256(hashes.tobytes() + dataset.target.values.numpy().tobytes() + weights).hexdigest()
 
 
 def is_auto(value: object) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -20,7 +20,7 @@ from kinfold.data.base import Dataset, Encoder, Label
 from kinfold.engines import Engine, Job
 from kinfold.result import Contender, Result, Scores, Selected, Source, Target, Transfers, model_outputs
 from kinfold.run import Event, Listener, Progress, open_losses, open_targets
-from kinfold.selection import Estimate, estimate, exposed_share, overall, select
+from kinfold.selection import Diagnostics, Estimate, diagnose, estimate, exposed_share, overall, select
 from kinfold.splits import Splits
 from kinfold.student import Student, epochs_done, epochs_within, train_student
 from kinfold.tasks.objective import Objective
@@ -105,6 +105,7 @@ def finish(
         )
         for one, score in zip(picks, scores, strict=True)
     )
+    found, diagnostics = _judged(model, pick, job, splits, dataset, progress.data)
     return Result(
         model=model,
         selected=Selected(
@@ -121,7 +122,7 @@ def finish(
             own=shown.diagonal().clone(),
             exposed=exposed_share(progress.best_exposed, job.validation),
         ),
-        estimate=_estimate(model, job, splits, dataset, pick.exposed),
+        estimate=found,
         transfers=Transfers(progress.proposed, progress.accepted, progress.by_pair),
         history=history,
         cost={
@@ -141,6 +142,7 @@ def finish(
         epochs_run=progress.period,
         stopped=stopped,
         source=Source(dataset.name, len(splits), int(splits.sealed.sum()), progress.data),
+        diagnostics=diagnostics,
     )
 
 
@@ -269,21 +271,21 @@ def _on_all_sets(
     return matrices[0], matrices[1]
 
 
-def _estimate(
-    model: nn.Module, job: Job, splits: Splits, dataset: Dataset, exposed: Bool[Tensor, " N"]
-) -> Estimate | None:
+def _judged(
+    model: nn.Module, pick: _Pick, job: Job, splits: Splits, dataset: Dataset, data: str
+) -> tuple[Estimate | None, Diagnostics]:
+    """The estimate on the sealed rows, and what is behind it; without them, what the validation rows can tell."""
     sealed = torch.from_numpy(splits.sealed)
-    rows = sealed.nonzero().flatten()
-    if len(rows) == 0:
-        return None
-    found = measure(
-        job.objective,
-        model_outputs(model, job.inputs, rows),
-        job.targets[rows],
-        labels=dataset.target.labels,
-        seed=job.seed,
-    )
-    return replace(found, clean=not bool((exposed & sealed).any()))
+    clean = bool(sealed.any())
+    own = job.validation[pick.members[0]] if pick.kind in ("task", "average") else job.validation.any(0)
+    rows = (sealed if clean else own).nonzero().flatten()
+    outputs, targets, labels = model_outputs(model, job.inputs, rows), job.targets[rows], dataset.target.labels
+    seen = float(pick.exposed[rows].double().mean())
+    source: Literal["sealed", "validation"] = "sealed" if clean else "validation"
+    diagnostics = diagnose(outputs, targets, rows, source=source, seen=seen, data=data, labels=labels)
+    if not clean:
+        return None, diagnostics
+    return replace(measure(job.objective, outputs, targets, labels=labels, seed=job.seed), clean=not seen), diagnostics
 
 
 def measure(

@@ -24,7 +24,7 @@ from kinfold.errors import InputError, unknown
 from kinfold.exporting import MODEL_CARD, Finished, export, model_card
 from kinfold.models import Rescaled, factory, sized
 from kinfold.report import picked_words, write_report
-from kinfold.selection import Estimate
+from kinfold.selection import Diagnostics, Estimate
 from kinfold.selection.estimate import calibration_bins
 from kinfold.splits.base import Splits
 from kinfold.splits.saved import load_splits, save_splits
@@ -166,6 +166,7 @@ class Result:
         epochs_run: periods trained.
         stopped: `patience` or `epochs`.
         source: what the model was trained on.
+        diagnostics: the selected model's outputs on the sealed rows, in figures; None for runs that did not keep them.
     """
 
     model: nn.Module
@@ -185,6 +186,7 @@ class Result:
     epochs_run: int
     stopped: str
     source: Source
+    diagnostics: Diagnostics | None = None
 
     def predict(self, x: Any) -> Shaped[np.ndarray, "N *K"]:
         """Returns the predicted classes as the user wrote them, or the predicted values.
@@ -288,6 +290,7 @@ class Result:
                 "contenders": [asdict(contender) for contender in self.contenders],
                 "scores": asdict(self.scores),
                 "estimate": None if self.estimate is None else asdict(self.estimate),
+                "diagnostics": None if self.diagnostics is None else asdict(self.diagnostics),
                 "transfers": asdict(self.transfers),
                 "cost": self.cost,
             }
@@ -524,6 +527,7 @@ def load(directory: str | Path, model: nn.Module | Callable[..., nn.Module] | No
             epochs_run=said["epochs_run"],
             stopped=said["stopped"],
             source=Source(**about["source"]) if "source" in about else _unnamed(config, splits),
+            diagnostics=None if said.get("diagnostics") is None else Diagnostics(**said["diagnostics"]),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"run: {path} is damaged or of another version ({error!r}).") from None

@@ -12,7 +12,6 @@ class Run(NamedTuple):
     result: Json
     history: list[Json]
     config: Json
-    findings: list[Json]
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +109,7 @@ def _make_run(tasks: int = 3, periods: int = 4, metric: str = "accuracy", holdou
             "exposed": exposed.tolist(),
         },
         "estimate": estimate if holdout else None,
+        "diagnostics": _diagnostics(metric, holdout),
         "transfers": {"proposed": 9, "accepted": 3, "by_pair": by_pair.tolist()},
         "cost": {
             "wall_seconds": 31.25,
@@ -122,7 +122,39 @@ def _make_run(tasks: int = 3, periods: int = 4, metric: str = "accuracy", holdou
     }
     config = {
         "data": "digits",
+        "model": "mlp",
         "tasks": tasks,
+        "epochs": periods,
+        "transfer": "amto",
         "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}},
     }
-    return Run(result, history, config, [finding])
+    return Run(result, history, config)
+
+
+def _diagnostics(metric: str, holdout: bool) -> Json:
+    """Of 180 rows and three classes; or, where the metric is no accuracy, of values."""
+    about = {
+        "source": "sealed" if holdout else "validation",
+        "rows": 180,
+        "seen": 0.0 if holdout else 0.25,
+        "data": "f",
+    }
+    if metric != "accuracy":
+        points = [[row, row / 10, row / 10 + (-1) ** row] for row in range(180)]
+        hardest = [{"row": 7, "target": 0.7, "predicted": -0.3, "loss": 1.0}]
+        none = dict.fromkeys(("labels", "confusion", "calibration"))
+        return {**about, **none, "points": points, "hardest": hardest}
+    bins = [{"low": 0.4, "high": 0.6, "rows": 30, "confidence": 0.5, "accuracy": 0.7}]
+    bins.append({"low": 0.8, "high": 1.0, "rows": 150, "confidence": 0.95, "accuracy": 0.9})
+    hardest = [
+        {"row": 42, "target": "no", "predicted": "yes", "loss": 5.25, "probability": 0.0052, "confidence": 0.99},
+        {"row": 3, "target": "yes", "predicted": "yes", "loss": 0.5, "probability": 0.61, "confidence": 0.61},
+    ]
+    return {
+        **about,
+        "labels": ["maybe", "no", "yes"],
+        "confusion": [[0, 0, 90], [1, 1, 50], [2, 2, 25], [1, 2, 12], [2, 0, 3]],
+        "calibration": bins,
+        "points": None,
+        "hardest": hardest,
+    }

@@ -1,4 +1,4 @@
-"""The comparison's charts: numbers of arms in, SVG out, in the style of the report's.
+"""The comparison's charts: numbers of arms in, SVG out.
 
 Each function returns an `<svg>` element for a page; `write_svg` makes a file of one, which stands alone. Arms are
 named in the charts, as plain text: a `$` in a name is a `$`.
@@ -12,10 +12,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 
+from kinfold.comparing.drawing import BLUE, FAINT, GREY, INK, colour_map, new_axes, to_svg
 from kinfold.comparing.statistics import Interval, Paired, cliques
 from kinfold.errors import InputError
 from kinfold.files import write_text
-from kinfold.report.charts import BLUE, FAINT, GREY, INK, colour_map, new_axes, to_svg
 
 _PAPER = {"var(--ink)": "#1b1f24", "var(--faint)": "#d5d9de", "var(--ground)": "#ffffff"}
 """The page's light theme, for a file that has no page around it."""
@@ -166,7 +166,7 @@ def write_svg(path: Path, chart: Markup) -> None:
 
     Args:
         path: the file, by custom `*.svg`.
-        chart: what a function of this module, or of `kinfold.report.charts`, returned.
+        chart: what a function of this module returned.
     """
     text = str(chart)
     view = re.search(r'viewBox="0 0 (\S+) (\S+)"', text)

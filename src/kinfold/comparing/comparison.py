@@ -18,7 +18,6 @@ from kinfold.assembling import (
     assemble,
     check,
     configuration,
-    fingerprint,
     is_auto,
     row_info,
 )
@@ -28,7 +27,7 @@ from kinfold.comparing.statistics import nemenyi_critical_difference
 from kinfold.comparing.table import CONVENTIONAL, ArmSummary, Score, sentence, summary, to_csv, to_markdown
 from kinfold.config import describe
 from kinfold.data import read
-from kinfold.data.base import Dataset
+from kinfold.data.base import Dataset, fingerprint
 from kinfold.engines import choose_engine
 from kinfold.errors import InputError, RunError
 from kinfold.fitting import ABOUT_THE_RUN, fit

@@ -16,6 +16,7 @@ Example:
 """
 
 import abc
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -184,3 +185,9 @@ class Dataset(abc.ABC):
     @abc.abstractmethod
     def fingerprints(self) -> UInt64[np.ndarray, " N"]:
         """Returns a hash of each row's features, equal for rows with equal features (for the split audit)."""
+
+
+def fingerprint(dataset: Dataset, hashes: UInt64[np.ndarray, " N"]) -> str:
+    """Returns a hash of rows, targets and weights, given the rows' own: by it a resumed run knows its data again."""
+    weights = b"" if dataset.weights is None else dataset.weights.tobytes()
+    return hashlib.sha256(hashes.tobytes() + dataset.target.values.numpy().tobytes() + weights).hexdigest()
