@@ -20,13 +20,13 @@ from kinfold import files
 from kinfold.assembling import Assembled, Auto, Prepared, assemble, check, configuration, is_auto, resolve_trackers
 from kinfold.candidates import Candidate
 from kinfold.checkpoint import Checkpoints
-from kinfold.engines import Engine, Job, Precision, choose_engine
+from kinfold.engines import Job, Precision, choose_engine
 from kinfold.errors import InputError
 from kinfold.finishing import ask_for_lesson, finish
 from kinfold.methods import Method
 from kinfold.report import write_report
 from kinfold.result import Result, load, write_start
-from kinfold.run import Event, Listener, Progress, run
+from kinfold.run import Event, Listener, Progress, run, tell_of_notes
 from kinfold.splits import Splits, load_splits
 from kinfold.student import epochs_done
 from kinfold.tasks.objective import LossFunction
@@ -72,6 +72,7 @@ def fit(
     accumulate: int = 1,
     clip_norm: float | int | Auto | None = None,
     engine: str = "auto",
+    resources: str | None = None,
     precision: Precision = "float32",
     device: str = "auto",
     seed: int = 0,
@@ -125,7 +126,10 @@ def fit(
         accumulate: batches whose mean gradient makes one optimizer step.
         clip_norm: greatest gradient norm of each task.
         engine: `auto`, `sequential`, `vectorised`, `workers` (processes that share out the tasks, on a CPU),
-            `streams` or `devices` (on one GPU, on several; see docs/speed.md).
+            `streams` or `devices` (on one GPU, on several; see docs/speed.md), `cluster` (on Ray, of one machine or
+            many; see docs/cluster.md).
+        resources: what each actor of the engine `cluster` takes, such as `cpus=1,gpus=0.25`; default one CPU, and a
+            GPU where the device is one. As many actors train as fit, at most T.
         precision: `float32`, `bf16` (forward pass under autocast) or `float64`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         seed: of everything random; nothing reads the global random state.
@@ -168,7 +172,14 @@ def fit(
         _check_folder(folder, assembled.config, resume=False)
     with shown_in_notebook(listen) as listen, Tracking(trackers) as tracked:
         result, _ = carry_out(
-            assembled, patience=patience, engine=engine, folder=folder, resume=resume, listen=listen, tracking=tracked
+            assembled,
+            patience=patience,
+            engine=engine,
+            resources=resources,
+            folder=folder,
+            resume=resume,
+            listen=listen,
+            tracking=tracked,
         )
         result.cost["wall_seconds"] += time.perf_counter() - began
         if folder is not None:
@@ -183,21 +194,25 @@ def carry_out(
     *,
     patience: int | None,
     engine: str,
+    resources: str | None = None,
     folder: Path | None = None,
     resume: bool = False,
     listen: Listener | None = None,
     tracking: Tracking | None = None,
-) -> tuple[Result, Engine]:
-    """Trains what was assembled; returns the result and the engine, closed, with every task's model.
+    members: Callable[[Result], Sequence[int]] = lambda result: (),
+) -> tuple[Result, list[nn.Module]]:
+    """Trains what was assembled; returns the result, and the best models of some tasks.
 
     Args:
         assembled: the run.
         patience: as in `fit`.
         engine: likewise.
+        resources: likewise.
         folder: run directory, checked already, or None.
         resume: whether to go on from the checkpoints there.
         listen: as in `fit`.
         tracking: not started yet; its end is the caller's, since it takes the files of a run that has ended.
+        members: which tasks' models to return besides the result; default none.
     """
     job, prepared, remaining = assembled.job, assembled.prepared, assembled.remaining
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints")
@@ -210,7 +225,7 @@ def carry_out(
         engine = saved[1]["engine_name"]
         job = dataclasses.replace(job, channels_last=saved[1]["engine"]["channels_last"])
     steps = remaining.stages[-1] * int(job.train.sum(1).max()) // job.batch_size
-    started, note = choose_engine(engine, job, steps)
+    started, note = choose_engine(engine, job, steps, resources)
     with contextlib.closing(started), contextlib.nullcontext() if checkpoints is None else checkpoints:
         told = assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]
         if saved is None:
@@ -273,8 +288,9 @@ def carry_out(
             listen=history,
             stopped=stopped,
         )
+        tell_of_notes(started, history)
         result.cost["wall_seconds"] += earlier
-        return result, started
+        return result, [started.export(t) for t in members(result)]
 
 
 def _open(folder: Path, config: dict[str, Any], splits: Splits, fresh: bool) -> None:

@@ -127,6 +127,19 @@ def seeded(device: torch.device, *words: int | str) -> Iterator[None]:
         yield
 
 
+def states(device: torch.device) -> list[Tensor]:
+    """Returns the states of the global generators of the CPU and of `device`; a draw changes them.
+
+    Example:
+        >>> with seeded(torch.device("cpu"), 0):
+        ...     before = states(torch.device("cpu"))
+        ...     draw = torch.rand(1)
+        ...     torch.equal(before[0], states(torch.device("cpu"))[0])
+        False
+    """
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
 @final
 class Draws:
     """What code that is not ours draws from the global generators, in stretches with other code between them.

@@ -185,6 +185,7 @@ def run(
                 "seconds": scored - began,
             }
         )
+        tell_of_notes(engine, listen)
         transfers.tell_of_period()
         told = time.perf_counter()
         last = progress.period == epochs or _worn_out(progress, patience)
@@ -203,6 +204,12 @@ def run(
             "metric is not defined on the validation rows (R² of a constant target)."
         )
     return "epochs" if progress.period >= epochs else "patience"
+
+
+def tell_of_notes(engine: Engine, listen: Listener) -> None:
+    """Passes on what an engine has to tell the user."""
+    for message in engine.notes():
+        listen({"event": "note", "message": message})
 
 
 def _worn_out(progress: Progress, patience: int | None) -> bool:

@@ -364,7 +364,7 @@ def test_moments_follow_their_parameters(name, fuse):
     origin = torch.tensor([1, 1, 2])
     for value in params.values():
         value.copy_(value[origin])
-    updater.carry(lambda _, moments: moments[origin], origin.tolist())
+    updater.carry(lambda _name, _slot, moments: moments[origin], origin.tolist())
     assert updater.fused == fuse
     for step in range(3):
         updater.step({key: value[origin] for key, value in numbers(50 + step).items()})
@@ -381,7 +381,7 @@ def test_blended_moments_and_the_donors_counters(fuse):
     before, _ = updater.state()
     W = torch.tensor([[0.25, 0.75, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
     names = []
-    updater.carry(lambda name, moments: names.append(name) or torch.tensordot(W, moments, 1), [1, 1, 2])
+    updater.carry(lambda name, _slot, moments: names.append(name) or torch.tensordot(W, moments, 1), [1, 1, 2])
     after, _ = updater.state()
     assert set(names) == set(SHAPES)
     for name in SHAPES:
@@ -396,7 +396,7 @@ def test_a_donor_without_moments_leaves_none():
     updater = Updater(numbers(0), OPTIMIZERS["nesterov"], None, fuse=False)
     advance(updater, 1)
     updater.reset(torch.tensor([False, True, False]))
-    updater.carry(lambda _, moments: moments, [1, 1, 2])
+    updater.carry(lambda _name, _slot, moments: moments, [1, 1, 2])
     tensors, _ = updater.state()
     assert {key.split("/")[0] for key in tensors} == {"2"}
 

@@ -91,7 +91,10 @@ KEYS: Mapping[str, Key] = {
     "criterion": Key(str, "C", "mean, worst, rank or lower: how a model's scores on all validation sets become one"),
     "accumulate": Key(int, "N", "batches whose mean gradient makes one optimizer step"),
     "clip_norm": Key(float | _Auto | None, "X", "greatest gradient norm of each task"),
-    "engine": Key(str, "ENGINE", "auto, sequential, vectorised, workers (processes), streams or devices (GPUs)"),
+    "engine": Key(
+        str, "ENGINE", "auto, sequential, vectorised, workers (processes), streams or devices (GPUs), cluster"
+    ),
+    "resources": Key(str | None, "R", "what each actor of the engine cluster takes: cpus=1,gpus=0.25"),
     "precision": Key(str, "P", "float32, bf16 or float64"),
     "device": Key(str, "D", "auto, cpu, cuda, cuda:1 …"),
     "seed": Key(int, "S", "of everything random"),

@@ -23,7 +23,7 @@ from kinfold.data.base import Dataset
 from kinfold.engines import Job
 from kinfold.errors import InputError, unknown
 from kinfold.fitting import ABOUT_THE_RUN, carry_out, fit
-from kinfold.result import model_outputs
+from kinfold.result import Result, model_outputs
 from kinfold.run import Event
 from kinfold.splits import RowInfo, Splits, Splitter, draw_splits
 from kinfold.student import Student, epochs_within, train_student
@@ -120,7 +120,9 @@ def _fit(arm: str, trial: Trial, changes: Given) -> dict[str, Score]:
     began = time.perf_counter()
     given = {**trial.given, **changes}
     assembled = assemble(given)
-    result, _ = carry_out(assembled, patience=given["patience"], engine=given["engine"], listen=_hush)
+    result, _ = carry_out(
+        assembled, patience=given["patience"], engine=given["engine"], resources=given["resources"], listen=_hush
+    )
     selected = result.selected
     kept = selected.kind if selected.task is None else f"{selected.kind} {selected.task}"
     seconds = time.perf_counter() - began
@@ -158,10 +160,14 @@ def _restarts(trial: Trial) -> dict[str, Score]:
     began = time.perf_counter()
     given = {**trial.given, "transfer": "none", "start": "independent"}
     assembled = assemble(given)
-    result, engine = carry_out(assembled, patience=given["patience"], engine=given["engine"], listen=_hush)
-    # A task that diverged has no say, like everywhere.
-    sound = result.scores.loss_matrix.isfinite().all(1)
-    members = [engine.export(t) for t in range(len(sound)) if sound[t] or t == result.selected.task]
+    result, members = carry_out(
+        assembled,
+        patience=given["patience"],
+        engine=given["engine"],
+        resources=given["resources"],
+        listen=_hush,
+        members=_with_a_say,
+    )
     visits, seconds = int(result.cost["sample_visits"]), time.perf_counter() - began
     epochs = _best_period(result.history, assembled.job)
     refitted = _on_all_rows(assembled, epochs, schedule=assembled.remaining.epochs)
@@ -181,6 +187,12 @@ def _restarts(trial: Trial) -> dict[str, Score]:
             _unsealed(assembled),
         ),
     }
+
+
+def _with_a_say(result: Result) -> list[int]:
+    """Returns the tasks that did not diverge: one that did has no say, like everywhere."""
+    sound = result.scores.loss_matrix.isfinite().all(1)
+    return [t for t in range(len(sound)) if sound[t] or t == result.selected.task]
 
 
 def _best_period(history: Sequence[Event], job: Job) -> int:

@@ -166,7 +166,9 @@ def compare(
     for arm in lines:
         if arm.changes:
             assemble({**given, **arm.changes})  # refuses what the arm cannot be trained with
-    _, note = choose_engine(str(given["engine"]), assembled.job)  # refuses what cannot be trained
+    # Refuses what cannot be trained.
+    engine, note = choose_engine(str(given["engine"]), assembled.job, resources=given["resources"])
+    engine.close()
     if listen is not None:
         for event in assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]:
             listen(event)

@@ -161,6 +161,14 @@ class Engine(abc.ABC):
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Puts back what `state` returned, in an engine started on the same job."""
 
+    def notes(self) -> list[str]:
+        """Returns what the user is to be told of since it was last asked, such as what was lost and made again."""
+        return []
+
     @abc.abstractmethod
     def close(self) -> None:
-        """Ends what runs beside this process. Nothing can be trained after that; what was learned can be read."""
+        """Ends what runs beside this process.
+
+        Nothing can be trained after that. What was learned can be read where it lies in this process's machine, which
+        is where all engines have it but `cluster`.
+        """

@@ -23,12 +23,25 @@ from kinfold.engines.workers import Workers
 from kinfold.errors import InputError, unknown
 from kinfold.processes import usable_cpus
 
+
+def _cluster(job: Job, kind: type[LocalEngine] = Sequential, resources: str | None = None) -> Engine:
+    """The engine `cluster`, whose package is imported only where it is wanted."""
+    try:
+        from kinfold.engines.cluster import Cluster
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise InputError("engine: cluster needs Ray, which is not installed; pip install 'kinfold[cluster]'.") from None
+    return Cluster(job, kind, resources)
+
+
 ENGINES: dict[str, Callable[[Job], Engine]] = {
     "sequential": Sequential,
     "vectorised": Vectorised,
     "workers": Workers,
     "streams": Streams,
     "devices": Devices,
+    "cluster": _cluster,
 }
 
 
@@ -39,7 +52,7 @@ _STEPS_OF_TIMING, _STACKED_STEPS_OF_TIMING, _SHARE_OF_TIMING = 60, 12, 0.05
 """Steps of one task, and of all of them stacked, that timing costs about; and how much of the training it may be."""
 
 
-def choose_engine(name: str, job: Job, steps: int = 0) -> tuple[Engine, str | None]:
+def choose_engine(name: str, job: Job, steps: int = 0, resources: str | None = None) -> tuple[Engine, str | None]:
     """Returns (a started engine, a line to tell the user or None).
 
     The stacked form is probed with one training and one scoring step. A model that cannot be stacked (recurrent
@@ -54,20 +67,24 @@ def choose_engine(name: str, job: Job, steps: int = 0) -> tuple[Engine, str | No
         name: `auto`, or an entry of `ENGINES`.
         job: what to train.
         steps: how many steps each task is to take, as far as that is known; for 0 nothing is timed.
+        resources: what each actor of `cluster` takes, or None.
 
     Raises:
-        InputError: the name is unknown, or the model cannot be trained in any way; then with its own message.
+        InputError: the name is unknown, or resources are given to another engine than `cluster`, or the model cannot
+            be trained in any way; then with its own message.
     """
     if name not in ("auto", *ENGINES):
         raise unknown("engine", name, ["auto", *ENGINES])
+    if resources is not None and name != "cluster":
+        raise InputError(f"resources: {resources!r} is for the engine cluster, and engine is {name!r}; leave it out.")
     try:
-        plain = Sequential(job)
+        plain = Sequential(job if name != "cluster" else first_tasks(job, 1))  # beyond what one machine holds
     except InputError:
         raise
     except Exception as error:  # the user's factory, optimizer, scheduler or methods, which may raise anything
         raise InputError(f"model, optimizer or scheduler: cannot be set up ({_line(error)}); correct it.") from error
     try:
-        plain.probe()
+        draws = plain.probe()
     except InputError:
         raise
     except Exception as error:
@@ -84,6 +101,11 @@ def choose_engine(name: str, job: Job, steps: int = 0) -> tuple[Engine, str | No
         return Streams(job), None
     layers = list(plain.stack.module.modules())
     convolves = any(isinstance(layer, _ConvNd) for layer in layers)
+    if name == "cluster":
+        # What a model draws itself depends, stacked, on what it is stacked with, and so on how tasks are shared out.
+        stacks = not convolves and not draws and isinstance(_stacked(first_tasks(job, 2)), Vectorised)
+        del plain
+        return _cluster(job, Vectorised if stacks else Sequential, resources), None
     crowded = name == "auto" and job.device.type == "cpu" and job.tasks > 1 and _saved_bytes(plain) > _free_bytes() / 2
     together = f"{job.tasks} tasks do not fit in memory together" if crowded else _stacked(job)
     stacks = isinstance(together, Vectorised)

@@ -26,7 +26,8 @@ from kinfold.data.streamed import Reading, Streamed, ended_processes_named
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.captured import Captures, MakeGraph, Pass, cuda_graphs
 from kinfold.engines.lift import Lift, detached
-from kinfold.engines.moves import blended, donors_of, layers_of, moved, pulled
+from kinfold.engines.moves import layers_of
+from kinfold.engines.proposals import Donors, Here, Proposal
 from kinfold.engines.recording import Gradients, recorder_of
 from kinfold.engines.seen import Seen
 from kinfold.errors import InputError, RunError
@@ -48,7 +49,7 @@ from kinfold.tasks.order import Segment, row_orders, steps_in
 from kinfold.tasks.state import Some, TaskStack, build_starts, export_module, forward, materialise, stack_models
 from kinfold.tasks.update import MakeScheduler, Updater, clip_rows
 from kinfold.transfer.base import Outcome, Plan
-from kinfold.transfer.changes import Elastic, Mix, Restart, Teach, Tune
+from kinfold.transfer.changes import Elastic, Restart, Teach, Tune
 
 LossOfOne: TypeAlias = Callable[[Params], tuple[Tensor, Params]]
 """From one task's parameters to (its loss, its buffers after the pass)."""
@@ -603,30 +604,31 @@ class LocalEngine(Engine):
     # -- plans ----------------------------------------------------------------------------------------------------
 
     def apply(self, plan: Plan, period: int) -> Outcome:
-        T = self.job.tasks
-        touched = plan.touched(T)
-        nothing = torch.full((T, 2), torch.nan, dtype=torch.float64)
-        outcome = Outcome(torch.zeros(T, dtype=torch.bool), nothing, nothing.clone())
-        if bool(touched.any()):
-            outcome = self._try(plan, touched, period)
+        proposal = Proposal.of(plan, self.job.tasks)
+        outcome = Outcome.nothing(self.job.tasks)
+        if bool(proposal.touched.any()):
+            donors = Here(proposal, self.layers)
+            outcome = self.consider(proposal, period, donors)
+            self.follow(proposal, outcome.accepted, donors)
         for change in plan.changes:
             if isinstance(change, Teach):
-                self._learn(change)
+                self.learn(change)
             elif isinstance(change, Tune):
                 self.updater.tune(change.values)
         return outcome
 
-    def _try(self, plan: Plan, touched: Bool[Tensor, " T"], period: int) -> Outcome:
-        """Builds the candidates, scores them if there is a trial, and keeps what is accepted."""
-        T = self.job.tasks
-        candidate = self._candidate(plan, period)
-        origin, restarted = _origins(plan, T)
-        states = self._states_from(plan, candidate, origin, restarted)
-        which = touched.nonzero().flatten()
-        before = torch.full((T, 2), torch.nan, dtype=torch.float64)
-        after, accepted = before.clone(), touched
-        if plan.trial is not None:
-            rows = [mask.nonzero().flatten() for mask in plan.trial[which]]
+    def consider(self, proposal: Proposal, period: int, donors: Donors) -> Outcome:
+        """Builds the candidates, scores them if there is a trial, and keeps what is accepted.
+
+        What the optimizers remember stays (see `follow`).
+        """
+        nothing, touched = Outcome.nothing(self.job.tasks), proposal.touched
+        before, after = nothing.before, nothing.after
+        candidate = self._candidate(proposal, period, donors)
+        states = self._states_from(proposal, candidate, donors)
+        which, accepted = touched.nonzero().flatten(), touched
+        if proposal.trial is not None and len(which):
+            rows = [mask.nonzero().flatten() for mask in proposal.trial[which]]
             before[which] = self._present_scores(which.tolist(), rows)
             after[which] = self._scores(self._evaluated(candidate, states).take(which), rows)
             accepted = touched & better(after[:, 0], after[:, 1], before[:, 0], before[:, 1], by=self.job.better)
@@ -635,40 +637,54 @@ class LocalEngine(Engine):
         self.stack.put(taken, candidate.take(taken))
         for mine, new in zip(self.states, states, strict=True):
             self._write(mine, {name: value[taken.to(self.device)] for name, value in new.items()}, taken)
-        if plan.moments == "follow" and bool((accepted & ~restarted).any()):
-            donors = torch.where(accepted, origin, torch.arange(T))
-            self.updater.carry(partial(self._followed, plan, accepted), donors.tolist())
-        self.updater.reset(accepted if plan.moments == "reset" else accepted & restarted)
         return Outcome(accepted, before, after)
 
-    def _candidate(self, plan: Plan, period: int) -> TaskStack:
+    def follow(self, proposal: Proposal, accepted: Bool[Tensor, " T"], donors: Donors) -> None:
+        """Lets what the optimizers remember go with the candidates that were accepted, stay, or begin anew."""
+        learn = accepted & ~proposal.restarted
+        if proposal.moments == "follow" and bool(learn.any()):
+            sources = [
+                donors.place[origin] if learns else t
+                for t, (origin, learns) in enumerate(zip(proposal.origin.tolist(), learn.tolist(), strict=True))
+            ]
+            self.updater.carry(partial(_followed, donors, learn), sources, donors.slots, donors.moving)
+        self.updater.reset(accepted if proposal.moments == "reset" else accepted & proposal.restarted)
+
+    def _candidate(self, proposal: Proposal, period: int, donors: Donors) -> TaskStack:
         before = dataclasses.replace(self.stack, params=detached(self.stack.params))
         # Moves make new tensors, so the candidate can share the old parameters until then.
         buffers = {name: value.clone() for name, value in before.buffers.items()}
         candidate = dataclasses.replace(before, params=dict(before.params), buffers=buffers)
-        unmeasured = torch.zeros(self.job.tasks, dtype=torch.bool)
-        for change in plan.changes:
+        for number, change in enumerate(proposal.changes):
             if isinstance(change, Restart):
                 which = change.tasks.nonzero().flatten()
-                candidate = candidate.clone()
-                candidate.put(which, start_stack(self.job, change.key).take(which))
+                if len(which):
+                    candidate = candidate.clone()
+                    candidate.put(which, self._starts(change.key).take(which))
                 continue
             if isinstance(change, Elastic):
                 for name, value in candidate.params.items():
-                    centre = self.centre.get(name)
-                    candidate.params[name], self.centre[name] = pulled(change, before.params[name], value, centre)
-            for own, old in ((candidate.params, before.params), (candidate.buffers, before.buffers)):
-                if own is candidate.params or plan.buffers == "follow":
-                    own.update({n: moved(change, n, old[n], own[n], self.layers) for n in own})
-            unmeasured |= blended(change, self.job.tasks)
-        if plan.buffers == "reset":
-            which = plan.touched(self.job.tasks).nonzero().flatten()
-            fresh = start_stack(self.job)
+                    candidate.params[name], self.centre[name] = donors.pulled(
+                        number, name, before.params[name], value, self.centre.get(name)
+                    )
+                continue
+            for part, own, old in (
+                ("params", candidate.params, before.params),
+                ("buffers", candidate.buffers, before.buffers),
+            ):
+                if part == "params" or proposal.buffers == "follow":
+                    own.update({n: donors.moved(number, f"{part}/{n}", n, old[n], own[n]) for n in own})
+        if proposal.buffers == "reset":
+            which = proposal.touched.nonzero().flatten()
+            fresh = self._starts()
             for name, value in candidate.buffers.items():
                 value[which.to(value.device)] = fresh.buffers[name][which.to(value.device)]
-        if plan.buffers == "follow" and bool(unmeasured.any()):
-            self._recompute_batch_norm(candidate, unmeasured, period)
+        if proposal.buffers == "follow" and bool(proposal.blended.any()):
+            self._recompute_batch_norm(candidate, proposal.blended, period)
         return candidate
+
+    def _starts(self, generation: int = 0) -> TaskStack:
+        return start_stack(self.job, generation, self._first, apart=not self.stack.frozen)
 
     def _recompute_batch_norm(self, stack: TaskStack, tasks: Bool[Tensor, " T"], period: int) -> None:
         """Measures the batch-norm statistics of some tasks anew on their training rows, in place."""
@@ -697,7 +713,7 @@ class LocalEngine(Engine):
                 for step, x in enumerate(self.inputs.batches(batches)):
                     for layer in layers.values():
                         layer.momentum = 1.0 / (step + 1)  # makes the running statistics a plain mean
-                    seeds = (self.job.seed, "recompute", period, together[0], step)
+                    seeds = (self.job.seed, "recompute", period, self._first + together[0], step)
                     with torch.no_grad(), random.seeded(self.device, *seeds), self._autocast():
                         _, buffers = self.lift(partial(forward, stack.module))(params, frozen, buffers, x)
                 for name in names:
@@ -706,41 +722,28 @@ class LocalEngine(Engine):
             for layer, momentum in zip(layers.values(), momenta, strict=True):
                 layer.momentum = momentum
 
-    def _states_from(
-        self, plan: Plan, candidate: TaskStack, origin: Int64[Tensor, " T"], restarted: Bool[Tensor, " T"]
-    ) -> list[State]:
+    def _states_from(self, proposal: Proposal, candidate: TaskStack, donors: Donors) -> list[State]:
         """The methods' states of a candidate.
 
-        A tensor named `…/<parameter>` and shaped like that parameter (an average, say) goes with it, by the same
-        copy, mixture or mask; the rest comes whole from the donor with the largest weight; a restart has fresh ones.
+        What goes with a parameter (see `parameter_of`) takes the same copy, mixture or mask; the rest comes whole
+        from the donor with the largest weight; a restart has fresh ones.
         """
         states: list[State] = []
-        for state in self.states:
+        for i, state in enumerate(self.states):
             new = {}
             for name, value in state.items():
-                parameter = name.partition("/")[2]
-                if parameter in self.stack.params and value.shape == self.stack.params[parameter].shape:
-                    new[name] = self._after_moves(plan, parameter, value)
+                parameter = parameter_of(name, value, self.stack.params)
+                if parameter is None:
+                    new[name] = donors.origins(f"method{i}/{name}", value)
                 else:
-                    new[name] = value[origin.to(self.device)]
+                    new[name] = donors.after(f"method{i}/{name}", parameter, value)
             states.append(new)
         for method, state in zip(self.job.methods, states, strict=True):
-            for t in restarted.nonzero().flatten().tolist():
+            for t in proposal.restarted.nonzero().flatten().tolist():
                 fresh = method.start({name: value[t].clone() for name, value in candidate.params.items()})
                 for name, value in fresh.items():
                     state[name][t] = value
         return states
-
-    def _followed(self, plan: Plan, accepted: Bool[Tensor, " T"], name: str, moments: Tensor) -> Tensor:
-        mine = accepted.to(moments.device).view(-1, *[1] * (moments.ndim - 1))
-        return torch.where(mine, self._after_moves(plan, name, moments), moments)
-
-    def _after_moves(self, plan: Plan, name: str, value: Tensor) -> Tensor:
-        """What goes with the parameter `name`, after the plan."""
-        after = value
-        for change in plan.changes:
-            after = moved(change, name, value, after, self.layers)
-        return after
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -820,7 +823,7 @@ class LocalEngine(Engine):
         if values["temperature"] is None:
             self.forget_lesson()
         else:
-            self._learn(Teach(temperature=values["temperature"], **parts["lesson"]))
+            self.learn(Teach(temperature=values["temperature"], **parts["lesson"]))
 
     # -- small parts ----------------------------------------------------------------------------------------------
 
@@ -836,7 +839,8 @@ class LocalEngine(Engine):
             digest.update(value[:1].contiguous().cpu().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _learn(self, lesson: Teach) -> None:
+    def learn(self, lesson: Teach) -> None:
+        """Goes on with a lesson for the engine's tasks."""
         new = dataclasses.replace(
             lesson,
             targets=lesson.targets.to(self.device, self.dtype),
@@ -888,8 +892,11 @@ class LocalEngine(Engine):
                 own = mine[name]  # copied first: what a stage hands back untouched is the very memory written to
                 own[which.to(self.device)] = value.to(self.device, own.dtype, copy=True)
 
-    def probe(self) -> None:
+    def probe(self) -> bool:
         """Takes one scoring and one training step, and keeps nothing of them.
+
+        Returns:
+            Whether the training step draws from torch's global generators.
 
         Raises:
             InputError: the model's output has the wrong width.
@@ -918,20 +925,31 @@ class LocalEngine(Engine):
             batch = self._batch(torch.arange(self.job.tasks, device=self.device), index)
             self.stack.module.train()
             with random.seeded(self.device, self.job.seed, "probe"):
+                generators = random.states(self.device)
                 _, grads, _ = self._value_and_grads(self.stack, batch, self.states, self._keys, record=False)
+                draws = not all(map(torch.equal, generators, random.states(self.device)))
             params, score = self.stack.clone().params, torch.zeros(self.job.tasks, 2, dtype=self.dtype)
             for method, state in zip(self.job.methods, self.states, strict=True):
                 grads, state = self.lift(method.before_step)(params, grads, state)
                 params, state = self.lift(method.after_step)(params, state)
                 params, state = self.lift(method.period_end)(params, state, score.to(self.device))
                 self.lift(method.export)(self.lift(method.evaluation)(params, state), state)
+        return draws
 
 
-def start_stack(job: Job, generation: int = 0) -> TaskStack:
-    """Returns the tasks' models before training; `generation` is raised to draw new starts of the same tasks."""
-    starts = build_starts(job.model, job.tasks, job.shared_start, job.seed, generation)
-    materialise(starts, job.inputs.rows(job.train[0].nonzero().flatten()[:2]), job.seed)
-    stack = stack_models(starts, job.device, job.dtype)
+def start_stack(job: Job, generation: int = 0, first: int = 0, apart: bool = False) -> TaskStack:
+    """Returns the tasks' models before training.
+
+    Args:
+        job: of these tasks.
+        generation: raised to draw new starts of the same tasks.
+        first: number of the job's first task, where it has a share of more tasks.
+        apart: see `stack_models`.
+    """
+    starts = build_starts(job.model, job.tasks, job.shared_start, job.seed, generation, first)
+    example = job.inputs.rows(job.train[0].nonzero().flatten()[:2])
+    materialise(starts, example, job.seed, 0 if job.shared_start else first)
+    stack = stack_models(starts, job.device, job.dtype, apart)
     return stack.channels_last() if job.channels_last else stack
 
 
@@ -1032,17 +1050,18 @@ def _around(
     return method.gradients(inner, params, state, key)
 
 
-def _origins(plan: Plan, tasks: int) -> tuple[Int64[Tensor, " T"], Bool[Tensor, " T"]]:
-    """Returns [T] whose indivisible state each candidate takes, and [T] whether it starts anew."""
-    everyone, restarted = torch.arange(tasks), torch.zeros(tasks, dtype=torch.bool)
-    origin = everyone
-    for change in plan.changes:
-        if isinstance(change, Restart):
-            restarted |= change.tasks
-        elif isinstance(change, Mix):
-            donors = donors_of(change)
-            origin = torch.where(donors != everyone, donors, origin)
-    return origin, restarted
+def parameter_of(name: str, state: Tensor, params: Params) -> str | None:
+    """Returns the parameter that a method's state goes with, or None.
+
+    It is named `…/<parameter>` and shaped like that parameter: an average, say.
+    """
+    parameter = name.partition("/")[2]
+    return parameter if parameter in params and state.shape == params[parameter].shape else None
+
+
+def _followed(donors: Donors, learn: Bool[Tensor, " T"], name: str, slot: str, moments: Tensor) -> Tensor:
+    mine = learn.to(moments.device).view(-1, *[1] * (moments.ndim - 1))
+    return torch.where(mine, donors.after(f"moments/{name}/{slot}", name, moments), moments)
 
 
 def _at(x: Rows, index: Int64[Tensor, " m"]) -> Rows:

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinfold.engines.base import Engine, Job
-from kinfold.engines.local import LocalEngine
+from kinfold.engines.local import LocalEngine, start_stack
 from kinfold.errors import RunError
 from kinfold.tasks.order import Segment
 from kinfold.transfer.base import Outcome, Plan
@@ -41,9 +41,7 @@ class Sharing(Engine, abc.ABC):
 
     def __init__(self, job: Job, kind: type[LocalEngine], whole: LocalEngine, most: int):
         self._job, self._kind, self._whole = job, kind, whole
-        count = min(job.tasks, most)
-        ends = [round(i * job.tasks / count) for i in range(count + 1)]
-        self._shares = [slice(first, end) for first, end in itertools.pairwise(ends)]
+        self._shares = divided(job.tasks, most)
         self._visits = 0
         self._closed = False
 
@@ -117,8 +115,10 @@ class Sharing(Engine, abc.ABC):
     def _teach(self) -> None:
         lesson = self._whole.lesson
         assert lesson is not None
-        own = [(lesson.targets[t], lesson.weight[t], lesson.unlabelled[t], lesson.temperature) for t in self._shares]
-        self._tell(_learn, own)
+        lessons = [lesson_of(lesson, tasks) for tasks in self._shares]
+        self._tell(
+            _learn, [(own.targets, own.weight, own.teachers, own.unlabelled, own.temperature) for own in lessons]
+        )
 
     @contextmanager
     def _optimizers_here(self) -> Iterator[None]:
@@ -138,14 +138,47 @@ class Sharing(Engine, abc.ABC):
 
     def _job_of(self, tasks: slice) -> Job:
         """The job of one share; its rows are those that the whole has brought to the device already."""
-        job = self._job
-        return dataclasses.replace(
-            job,
-            inputs=self._whole.inputs,
-            train=job.train[tasks],
-            validation=job.validation[tasks],
-            optimizer=job.optimizer if callable(job.optimizer) else job.optimizer[tasks],
-        )
+        return dataclasses.replace(job_of(self._job, tasks), inputs=self._whole.inputs)
+
+
+def job_of(job: Job, tasks: slice) -> Job:
+    """Returns the job of some of the tasks."""
+    return dataclasses.replace(
+        job,
+        train=job.train[tasks],
+        validation=job.validation[tasks],
+        optimizer=job.optimizer if callable(job.optimizer) else job.optimizer[tasks],
+    )
+
+
+def start_share(kind: type[LocalEngine], job: Job, tasks: slice) -> LocalEngine:
+    """Returns an engine for some of a job's tasks, which start as they do among all of them."""
+    own = job_of(job, tasks)
+    apart = job.tasks > 1 and not isinstance(job.model, nn.Module) and not job.shared_start
+    return kind(own, start_stack(own, first=tasks.start, apart=apart), tasks.start)
+
+
+def divided(tasks: int, most: int) -> list[slice]:
+    """Returns the shares of so many tasks: neighbours, as many in each as in any other, or one more.
+
+    Example:
+        >>> divided(5, 2)
+        [slice(0, 2, None), slice(2, 5, None)]
+    """
+    count = min(tasks, most)
+    ends = [round(i * tasks / count) for i in range(count + 1)]
+    return [slice(first, end) for first, end in itertools.pairwise(ends)]
+
+
+def named(tasks: slice) -> str:
+    """Returns a share's tasks in words.
+
+    Example:
+        >>> named(slice(0, 4))
+        'tasks 0 to 3'
+    """
+    last = tasks.stop - 1
+    return f"task {last}" if last == tasks.start else f"tasks {tasks.start} to {last}"
 
 
 # -- what a share's engine is told, wherever it is ---------------------------------------------------------------------
@@ -155,11 +188,17 @@ def _learn(
     engine: LocalEngine,
     targets: Float[Tensor, "k N C"],
     weight: Float[Tensor, "k *N"],
+    teachers: Bool[Tensor, "k T"],
     unlabelled: Bool[Tensor, "k N"],
     temperature: float,
 ) -> None:
-    teachers = torch.zeros(len(targets), len(targets), dtype=torch.bool)  # they matter to the ledger alone
-    engine.apply(Plan((Teach(targets, weight, teachers, unlabelled, temperature),)), period=0)
+    engine.learn(Teach(targets, weight, teachers, unlabelled, temperature))
+
+
+def lesson_of(lesson: Teach, tasks: slice) -> Teach:
+    """Returns what a lesson is for some neighbouring tasks; of those who teach them, it names all."""
+    fields = ("targets", "weight", "teachers", "unlabelled")
+    return dataclasses.replace(lesson, **{name: getattr(lesson, name)[tasks] for name in fields})
 
 
 def optimizers_of(engine: LocalEngine) -> OptimizerState:
@@ -195,3 +234,44 @@ def share_of(tensors: dict[str, Tensor], values: list[dict[str, Any]], tasks: sl
 def _renumbered(key: str, by: int) -> str:
     task, _, rest = key.partition("/")
     return f"{int(task) + by}/{rest}"
+
+
+# -- whole states of some tasks and of all -----------------------------------------------------------------------------
+
+EngineState: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
+"""What `LocalEngine.state` returns: (tensors keyed `part/name`, JSON values)."""
+
+
+def state_of_tasks(tensors: dict[str, Tensor], values: dict[str, Any], tasks: slice) -> EngineState:
+    """Returns the state of an engine of some neighbouring tasks, from that of an engine of all.
+
+    Rows visited are counted to the first tasks, so that `joined_states` has them once.
+    """
+    optimizers, others = share_of(_part(tensors, "optimizer"), values["optimizers"], tasks)
+    own = {
+        key: value if key.startswith("centre/") else value[tasks]
+        for key, value in tensors.items()
+        if not key.startswith("optimizer/")
+    }
+    own |= {f"optimizer/{key}": value for key, value in optimizers.items()}
+    return own, {**values, "optimizers": others, "visits": 0 if tasks.start else values["visits"]}
+
+
+def joined_states(parts: Sequence[EngineState], shares: Sequence[slice]) -> EngineState:
+    """Returns the state of an engine of all tasks, from those of engines of shares of them, in order."""
+    optimizers, others = joined(
+        [(_part(tensors, "optimizer"), values["optimizers"]) for tensors, values in parts], shares
+    )
+    first, values = parts[0]
+    tensors = {
+        key: value if key.startswith("centre/") else torch.cat([own[key] for own, _ in parts])
+        for key, value in first.items()
+        if not key.startswith("optimizer/")
+    }
+    tensors |= {f"optimizer/{key}": value for key, value in optimizers.items()}
+    values = {**values, "optimizers": others, "visits": sum(own["visits"] for _, own in parts)}
+    return tensors, {**values, "recordable": all(own["recordable"] for _, own in parts)}
+
+
+def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {key.partition("/")[2]: value for key, value in tensors.items() if key.partition("/")[0] == part}

@@ -37,7 +37,7 @@ from kinfold.engines.base import Job
 from kinfold.engines.local import LocalEngine, start_stack
 from kinfold.engines.seen import Seen
 from kinfold.engines.sequential import Sequential
-from kinfold.engines.sharing import Sharing, joined, optimizers_of, share_of, take_optimizers
+from kinfold.engines.sharing import Sharing, joined, named, optimizers_of, share_of, take_optimizers
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
 from kinfold.methods.base import Params
@@ -208,7 +208,7 @@ def _serve(engine: LocalEngine, driver: Connection, tasks: slice) -> NoReturn:
         except (InputError, RunError) as error:
             _send(driver, (False, (error, traceback.format_exc())))
         except Exception as error:  # the user's model, loss or methods, which may raise anything
-            failed = RunError(f"engine: training or scoring {_named(tasks)} failed ({one_line(error)}).")
+            failed = RunError(f"engine: training or scoring {named(tasks)} failed ({one_line(error)}).")
             _send(driver, (False, (failed, traceback.format_exc())))
 
 
@@ -259,7 +259,7 @@ class _Worker:
     def _lost(self) -> RunError:
         self.process.join(timeout=1.0)
         return RunError(
-            f"engine: the worker process of {_named(self.tasks)} ended (exit code {self.process.exitcode}); "
+            f"engine: the worker process of {named(self.tasks)} ended (exit code {self.process.exitcode}); "
             "if it was for want of memory, use fewer tasks or engine sequential."
         )
 
@@ -321,11 +321,6 @@ def _shared(tensors: Params) -> Params:
         return torch.frombuffer(memory, dtype=value.dtype).as_strided(value.shape, value.stride()).copy_(value.detach())
 
     return {name: moved(value) for name, value in tensors.items()}
-
-
-def _named(tasks: slice) -> str:
-    last = tasks.stop - 1
-    return f"task {last}" if last == tasks.start else f"tasks {tasks.start} to {last}"
 
 
 def _check(job: Job, processes: int | None) -> None:

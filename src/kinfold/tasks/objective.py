@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias, final
 
 import torch
@@ -335,11 +336,11 @@ def _from_torchmetrics(metric: nn.Module) -> Metric:
             f"metric: {type(metric).__name__} does not say whether higher is better; wrap it as "
             "kinfold.Metric(name, function, higher_is_better=...)."
         )
-    own = copy.deepcopy(metric).cpu()
-
-    def compute(outputs: Tensor, targets: Tensor) -> float:
-        own.reset()  # type: ignore[operator]
-        own.update(outputs, targets.to(outputs.dtype) if targets.is_floating_point() else targets)  # type: ignore[operator]
-        return float(own.compute())  # type: ignore[operator]
-
+    compute = partial(_computed, copy.deepcopy(metric).cpu())  # which can be sent to other processes
     return Metric(type(metric).__name__, compute, bool(higher))
+
+
+def _computed(metric: nn.Module, outputs: Tensor, targets: Tensor) -> float:
+    metric.reset()  # type: ignore[operator]
+    metric.update(outputs, targets.to(outputs.dtype) if targets.is_floating_point() else targets)  # type: ignore[operator]
+    return float(metric.compute())  # type: ignore[operator]

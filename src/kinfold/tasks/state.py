@@ -151,7 +151,12 @@ class Some:
 
 
 def build_starts(
-    model: nn.Module | Callable[[], nn.Module], tasks: int, shared: bool, seed: int, generation: int = 0
+    model: nn.Module | Callable[[], nn.Module],
+    tasks: int,
+    shared: bool,
+    seed: int,
+    generation: int = 0,
+    first: int = 0,
 ) -> list[nn.Module]:
     """Returns each task's model before training.
 
@@ -162,6 +167,7 @@ def build_starts(
         shared: one start for all.
         seed: the run's seed.
         generation: raised to draw a new start for the same task.
+        first: number of the first of these tasks, where they are a share of more.
 
     Raises:
         InputError: the factory fails or does not give an `nn.Module`.
@@ -171,7 +177,7 @@ def build_starts(
             raise InputError("model: its lazy layers have no shape yet, so it cannot be copied; give a factory of it.")
         return [copy.deepcopy(model)] * tasks
     starts = []
-    for t in range(1 if shared else tasks):
+    for t in range(1) if shared else range(first, first + tasks):
         with random.seeded(torch.device("cpu"), seed, "start", t, generation):
             try:
                 start = model()
@@ -187,13 +193,19 @@ def build_starts(
     return starts * tasks if shared else starts
 
 
-def materialise(starts: Sequence[nn.Module], example: Rows, seed: int) -> None:
+def materialise(starts: Sequence[nn.Module], example: Rows, seed: int, first: int = 0) -> None:
     """Gives lazy parameters their shapes, by one forward pass on `example`, in place.
+
+    Args:
+        starts: see `build_starts`.
+        example: a few rows.
+        seed: the run's seed.
+        first: number of the first task, 0 where the tasks share a start.
 
     Raises:
         InputError: the forward pass fails.
     """
-    for t, start in enumerate(dict.fromkeys(starts)):
+    for t, start in enumerate(dict.fromkeys(starts), first):
         if _is_lazy(start):
             with random.seeded(torch.device("cpu"), seed, "lazy", t), torch.no_grad():
                 start.eval()
@@ -210,13 +222,16 @@ def _is_lazy(module: nn.Module) -> bool:
     return any(isinstance(value, lazy) for value in [*module.parameters(), *module.buffers()])
 
 
-def stack_models(starts: Sequence[nn.Module], device: torch.device, dtype: torch.dtype) -> TaskStack:
+def stack_models(
+    starts: Sequence[nn.Module], device: torch.device, dtype: torch.dtype, apart: bool = False
+) -> TaskStack:
     """Returns the tasks' models as one stack.
 
     Args:
         starts: T modules of one structure; the same object T times for a shared start.
         device: where the stack lives.
         dtype: of floating parameters and buffers.
+        apart: whether the tasks started apart even if these did not: a share of one task, among others.
 
     Raises:
         InputError: the modules differ in their parameters, or none is trainable.
@@ -237,7 +252,7 @@ def stack_models(starts: Sequence[nn.Module], device: torch.device, dtype: torch
     fixed = [{n: p for n, p in row.items() if not p.requires_grad} for row in named]
     if not params:
         raise InputError("model: it has no trainable parameters (all have requires_grad=False, or there are none).")
-    if len(modules) > 1:
+    if apart or len(modules) > 1:
         return TaskStack(modules[0], params, {}, {**stacked(fixed), **buffers})
     frozen = {name: value.detach()[None].expand(len(starts), *value.shape) for name, value in fixed[0].items()}
     return TaskStack(modules[0], params, frozen, buffers)

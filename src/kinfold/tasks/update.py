@@ -29,6 +29,10 @@ MakeScheduler: TypeAlias = Callable[[Optimizer], Any]
 """Makes a `torch.optim.lr_scheduler.LRScheduler`, or what steps like one."""
 
 
+Slots: TypeAlias = dict[tuple[str, str], Any]
+"""What an optimizer remembers of one task: (parameter name, slot) → tensor or other value."""
+
+
 class Stretched:
     """A schedule written for `length` periods that is run through in `periods`.
 
@@ -231,49 +235,83 @@ class Updater:
             for t in tasks.nonzero().flatten().tolist():
                 self._optimizers[t].state = self._make_optimizer(t).state  # Adagrad's begins full
 
-    def carry(self, change: Callable[[str, Tensor], Tensor], donors: Sequence[int]) -> None:
+    def slots(self) -> list[Slots]:
+        """Returns what the optimizers remember of each task; moments are views where one optimizer steps all."""
+        found: list[Slots] = []
+        for t in range(self.tasks):
+            optimizer = self._optimizers[0 if self.fused else t]
+            own: Slots = {}
+            for name, parameter in (self._stacks if self.fused else self._rows[t]).items():
+                for slot, value in optimizer.state.get(parameter, {}).items():
+                    per_task = self.fused and _is_moment(slot, value, parameter.shape)
+                    own[name, slot] = value[t] if per_task else value
+            found.append(own)
+        return found
+
+    def moments(self) -> frozenset[tuple[str, str]]:
+        """Returns the slots that hold, in every task, a number for each of the parameter's."""
+        of_each = [
+            {key for key, value in own.items() if _is_moment(key[1], value, self._params[key[0]].shape[1:])}
+            for own in self.slots()
+        ]
+        return frozenset(set.intersection(*of_each))
+
+    def carry(
+        self,
+        change: Callable[[str, str, Tensor], Tensor],
+        donors: Sequence[int],
+        beside: Sequence[Slots] = (),
+        moments: frozenset[tuple[str, str]] | None = None,
+    ) -> None:
         """Lets optimizer state go with parameters.
 
         Args:
-            change: (parameter name, [T, …] moments shaped like the parameter) → the new ones.
-            donors: [T] the task whose other state (step counts) each task takes.
+            change: (parameter name, slot, [T, …] moments shaped like the parameter) → the new ones.
+            donors: [T] the task whose other state (step counts) each task takes, which may be one of `beside`.
+            beside: that state of further tasks, which are numbered from T.
+            moments: slots that change; default `moments()`, which is right where there are no other tasks.
         """
-        if self.fused:  # step counts are common to all tasks, so moments are all there is to move
-            for name, parameter in self._stacks.items():
-                for slot, moments in self._optimizers[0].state.get(parameter, {}).items():
-                    if _is_moment(slot, moments, parameter.shape):
-                        moments.copy_(change(name, moments))
+        moments = self.moments() if moments is None else moments
+        states = [*self.slots(), *beside]
+        others = [{key: value for key, value in own.items() if key not in moments} for own in states]
+        moved = [others[donor] for donor in donors]
+        if self.fused and all(_same(one, other) for one, other in zip(others, moved, strict=False)):
+            for name, parameter in self._stacks.items():  # step counts are common to all tasks
+                for slot, value in self._optimizers[0].state.get(parameter, {}).items():
+                    if (name, slot) in moments:
+                        value.copy_(change(name, slot, value))
             return
-        for name in self._params:
-            states = [self._optimizers[t].state[self._rows[t][name]] for t in range(self.tasks)]
-            for slot in sorted({slot for state in states for slot in state}):
-                olds = [state.get(slot) for state in states]
-                if all(_is_moment(slot, old, self._params[name].shape[1:]) for old in olds):
-                    news: Sequence[Any] = list(change(name, torch.stack([old for old in olds if old is not None])))
-                else:
-                    news = [olds[donor] for donor in donors]
-                for row, state, new in zip(self._rows, states, news, strict=True):
-                    if new is None:
-                        state.pop(slot, None)
-                    elif _is_moment(slot, new, row[name].shape):
-                        state[slot] = _laid_out_as(row[name], new.clone())
-                    else:
-                        state[slot] = new.clone() if isinstance(new, Tensor) else new
+        self.unfuse()
+        for name, slot in sorted(moments):
+            news = change(name, slot, torch.stack([own[name, slot] for own in states[: self.tasks]]))
+            for t, new in enumerate(news):
+                self._put(t, name, slot, new)
+        for t, (old, new) in enumerate(zip(others[: self.tasks], moved, strict=True)):
+            for name, slot in sorted(old.keys() | new.keys()) if old is not new else ():
+                self._put(t, name, slot, new.get((name, slot)))
+
+    def _put(self, t: int, name: str, slot: str, value: Any) -> None:
+        """Sets one slot of a task's optimizer, to a copy; or removes it, for None."""
+        parameter = self._rows[t][name]
+        state = self._optimizers[t].state[parameter]
+        if value is None:
+            state.pop(slot, None)
+        elif _is_moment(slot, value, parameter.shape):
+            state[slot] = _laid_out_as(parameter, value.clone())
+        else:
+            state[slot] = value.clone() if isinstance(value, Tensor) else value
 
     def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """Returns (tensors keyed `task/parameter/slot`, JSON values of each task), alike for both forms."""
         tensors, others = {}, []
-        for t in range(self.tasks):
+        for t, slots in enumerate(self.slots()):
             optimizer = self._optimizers[0 if self.fused else t]
-            names = self._stacks if self.fused else self._rows[t]
             plain: dict[str, Any] = {}
-            for name, parameter in names.items():
-                for slot, value in optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, Tensor):
-                        per_task = self.fused and _is_moment(slot, value, parameter.shape)
-                        tensors[f"{t}/{name}/{slot}"] = (value[t] if per_task else value).detach().clone()
-                    else:
-                        plain[f"{name}/{slot}"] = value
+            for (name, slot), value in slots.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{t}/{name}/{slot}"] = value.detach().clone()
+                else:
+                    plain[f"{name}/{slot}"] = value
             hidden = ("params", *_KERNELS)
             groups = [{k: v for k, v in group.items() if k not in hidden} for group in optimizer.param_groups]
             scheduler = self._schedulers[0 if self.fused else t].state_dict() if self._schedulers else None
@@ -423,6 +461,17 @@ def _is_number(value: object) -> bool:
 def _is_moment(slot: str, value: object, shape: torch.Size) -> bool:
     """Whether a slot of an optimizer's state holds a number for each of the parameter's."""
     return isinstance(value, Tensor) and slot not in _COUNTERS and value.shape == shape
+
+
+def _same(one: Slots, other: Slots) -> bool:
+    """Whether two tasks' optimizers remember the same."""
+
+    def alike(a: object, b: object) -> bool:
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return a is b or (a.shape == b.shape and bool((a.to(b.device) == b).all()))
+        return a == b
+
+    return one is other or (one.keys() == other.keys() and all(alike(value, other[key]) for key, value in one.items()))
 
 
 def _parts(schedule: LRScheduler) -> list[LRScheduler]:

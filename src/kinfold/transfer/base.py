@@ -94,6 +94,12 @@ class Outcome:
     before: Float[Tensor, "T 2"]
     after: Float[Tensor, "T 2"]
 
+    @classmethod
+    def nothing(cls, tasks: int) -> "Outcome":
+        """Returns what becomes of a plan that proposes nothing to T tasks."""
+        scores = torch.full((tasks, 2), torch.nan, dtype=torch.float64)
+        return cls(torch.zeros(tasks, dtype=torch.bool), scores, scores.clone())
+
 
 @dataclass(frozen=True)
 class View:

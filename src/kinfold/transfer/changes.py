@@ -227,7 +227,7 @@ class Teach(Change):
     Attributes:
         targets: [T, N, C] probabilities at temperature τ, or regression values.
         weight: [T] w, between 0 and 1, or [T, N] where rows differ; 0 on a row without a target.
-        teachers: [T, T] whether task t is taught by task s.
+        teachers: [T, S] whether task t is taught by task s; T = S, but where a share of the tasks is told of it.
         unlabelled: [T, N] rows that t may draw for their inputs and soft targets only, without their labels.
         temperature: τ.
     """
@@ -235,7 +235,7 @@ class Teach(Change):
     tried: ClassVar[bool] = False
     targets: Float[Tensor, "T N C"]
     weight: Float[Tensor, "T *N"]
-    teachers: Bool[Tensor, "T T"]
+    teachers: Bool[Tensor, "T S"]
     unlabelled: Bool[Tensor, "T N"]
     temperature: float = 1.0
 

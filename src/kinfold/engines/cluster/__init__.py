@@ -1,0 +1,3 @@
+"""The engine that goes beyond one machine, on Ray."""
+
+from kinfold.engines.cluster.engine import Cluster as Cluster
