@@ -15,8 +15,8 @@ from work import BATCH, CLASSES, MOMENTUM, RATE, STRUCTURES
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from provenance import provenance
 
+from kinfold.comparing.drawing import FAINT, INK, colour_map, new_axes, to_svg
 from kinfold.comparing.table import markdown
-from kinfold.report.charts import FAINT, INK, colour_map, new_axes, to_svg
 
 ABOUT = f"""One training step of T models of one structure, each on {BATCH} rows of its own, gathered by index from
 one data set in memory; cross-entropy, SGD (lr {RATE}, momentum {MOMENTUM}), {CLASSES} classes. All contestants of a

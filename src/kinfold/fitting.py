@@ -73,6 +73,7 @@ def fit(
     clip_norm: float | int | Auto | None = None,
     engine: str = "auto",
     resources: str | None = None,
+    compression: Any = None,
     precision: Precision = "float32",
     device: str = "auto",
     seed: int = 0,
@@ -130,6 +131,8 @@ def fit(
             many; see docs/cluster.md).
         resources: what each actor of the engine `cluster` takes, such as `cpus=1,gpus=0.25`; default one CPU, and a
             GPU where the device is one. As many actors train as fit, at most T.
+        compression: of the models that actors of the engine `cluster` send each other: `bf16`, `adaptive`,
+            `{name: adaptive, bits: 3}` or a codec (see docs/scaling.md); None sends them as they are.
         precision: `float32`, `bf16` (forward pass under autocast) or `float64`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         seed: of everything random; nothing reads the global random state.
@@ -176,6 +179,7 @@ def fit(
             patience=patience,
             engine=engine,
             resources=resources,
+            compression=compression,
             folder=folder,
             resume=resume,
             listen=listen,
@@ -195,6 +199,7 @@ def carry_out(
     patience: int | None,
     engine: str,
     resources: str | None = None,
+    compression: Any = None,
     folder: Path | None = None,
     resume: bool = False,
     listen: Listener | None = None,
@@ -208,6 +213,7 @@ def carry_out(
         patience: as in `fit`.
         engine: likewise.
         resources: likewise.
+        compression: likewise.
         folder: run directory, checked already, or None.
         resume: whether to go on from the checkpoints there.
         listen: as in `fit`.
@@ -225,7 +231,7 @@ def carry_out(
         engine = saved[1]["engine_name"]
         job = dataclasses.replace(job, channels_last=saved[1]["engine"]["channels_last"])
     steps = remaining.stages[-1] * int(job.train.sum(1).max()) // job.batch_size
-    started, note = choose_engine(engine, job, steps, resources)
+    started, note = choose_engine(engine, job, steps, resources, compression)
     with contextlib.closing(started), contextlib.nullcontext() if checkpoints is None else checkpoints:
         told = assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]
         if saved is None:
@@ -385,7 +391,7 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
     if not isinstance(before, dict):
         raise InputError(f"resume: {folder / 'config.yaml'} is damaged; give another out.")
     for name, value in config.items():
-        if name == "tracking":  # who is told changes nothing of the run
+        if name in ("tracking", "resources"):  # who is told, and where it runs, changes nothing of the run
             continue
         if before.get(name) != value and not is_auto(value):  # what was chosen for it is what the run has
             raise InputError(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kinfold.engines import Engine, Job
-from kinfold.engines.exchange import Handle, InProcess, carry_out
+from kinfold.engines.exchange import Codec, Handle, InProcess, carry_out
 from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.sharing import joined_states, start_share, state_of_tasks
@@ -457,7 +457,7 @@ def test_no_model_passes_through_who_asks(lab: SimpleNamespace, monkeypatch: pyt
     carry_out(Plan((CHANGES[change],), trial=job.validation), 1, among.shares, among.transport)
 
 
-class Rounding:
+class Rounding(Codec):
     """Sends parameters as bf16."""
 
     def encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -95,6 +95,7 @@ KEYS: Mapping[str, Key] = {
         str, "ENGINE", "auto, sequential, vectorised, workers (processes), streams or devices (GPUs), cluster"
     ),
     "resources": Key(str | None, "R", "what each actor of the engine cluster takes: cpus=1,gpus=0.25"),
+    "compression": Key(Part | None, "C", "of models that actors of a cluster send: bf16, adaptive or null"),
     "precision": Key(str, "P", "float32, bf16 or float64"),
     "device": Key(str, "D", "auto, cpu, cuda, cuda:1 …"),
     "seed": Key(int, "S", "of everything random"),

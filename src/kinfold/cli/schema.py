@@ -68,6 +68,7 @@ def build_schema(command: str) -> dict[str, Any]:
 def _tables() -> dict[str, tuple[Mapping[str, Callable[..., Any]], int]]:
     """Of each key that is a part: names → what makes it, and how many arguments that is given by position."""
     from kinfold.candidates import CANDIDATES
+    from kinfold.engines.compression import COMPRESSIONS
     from kinfold.methods import METHODS
     from kinfold.models import MODELS
     from kinfold.parts import LOSSES, METRICS, OPTIMIZERS, SCHEDULERS
@@ -86,6 +87,7 @@ def _tables() -> dict[str, tuple[Mapping[str, Callable[..., Any]], int]]:
         "candidates": (CANDIDATES, 0),
         "methods": (METHODS, 0),
         "tracking": (TRACKERS, 0),
+        "compression": (COMPRESSIONS, 0),
     }
 
 

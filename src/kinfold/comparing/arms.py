@@ -121,7 +121,12 @@ def _fit(arm: str, trial: Trial, changes: Given) -> dict[str, Score]:
     given = {**trial.given, **changes}
     assembled = assemble(given)
     result, _ = carry_out(
-        assembled, patience=given["patience"], engine=given["engine"], resources=given["resources"], listen=_hush
+        assembled,
+        patience=given["patience"],
+        engine=given["engine"],
+        resources=given["resources"],
+        compression=given["compression"],
+        listen=_hush,
     )
     selected = result.selected
     kept = selected.kind if selected.task is None else f"{selected.kind} {selected.task}"
@@ -165,6 +170,7 @@ def _restarts(trial: Trial) -> dict[str, Score]:
         patience=given["patience"],
         engine=given["engine"],
         resources=given["resources"],
+        compression=given["compression"],
         listen=_hush,
         members=_with_a_say,
     )

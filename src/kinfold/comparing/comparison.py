@@ -167,7 +167,9 @@ def compare(
         if arm.changes:
             assemble({**given, **arm.changes})  # refuses what the arm cannot be trained with
     # Refuses what cannot be trained.
-    engine, note = choose_engine(str(given["engine"]), assembled.job, resources=given["resources"])
+    engine, note = choose_engine(
+        str(given["engine"]), assembled.job, resources=given["resources"], compression=given["compression"]
+    )
     engine.close()
     if listen is not None:
         for event in assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]:

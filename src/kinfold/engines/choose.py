@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from kinfold.data.streamed import Streamed
 from kinfold.engines.base import Engine, Job
+from kinfold.engines.compression import Codec, resolve_compression
 from kinfold.engines.devices import Devices
 from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
@@ -24,7 +26,9 @@ from kinfold.errors import InputError, unknown
 from kinfold.processes import usable_cpus
 
 
-def _cluster(job: Job, kind: type[LocalEngine] = Sequential, resources: str | None = None) -> Engine:
+def _cluster(
+    job: Job, kind: type[LocalEngine] = Sequential, resources: str | None = None, compression: Codec | None = None
+) -> Engine:
     """The engine `cluster`, whose package is imported only where it is wanted."""
     try:
         from kinfold.engines.cluster import Cluster
@@ -32,7 +36,7 @@ def _cluster(job: Job, kind: type[LocalEngine] = Sequential, resources: str | No
         if error.name != "ray":
             raise
         raise InputError("engine: cluster needs Ray, which is not installed; pip install 'kinfold[cluster]'.") from None
-    return Cluster(job, kind, resources)
+    return Cluster(job, kind, resources, compression)
 
 
 ENGINES: dict[str, Callable[[Job], Engine]] = {
@@ -52,7 +56,9 @@ _STEPS_OF_TIMING, _STACKED_STEPS_OF_TIMING, _SHARE_OF_TIMING = 60, 12, 0.05
 """Steps of one task, and of all of them stacked, that timing costs about; and how much of the training it may be."""
 
 
-def choose_engine(name: str, job: Job, steps: int = 0, resources: str | None = None) -> tuple[Engine, str | None]:
+def choose_engine(
+    name: str, job: Job, steps: int = 0, resources: str | None = None, compression: Any = None
+) -> tuple[Engine, str | None]:
     """Returns (a started engine, a line to tell the user or None).
 
     The stacked form is probed with one training and one scoring step. A model that cannot be stacked (recurrent
@@ -68,6 +74,7 @@ def choose_engine(name: str, job: Job, steps: int = 0, resources: str | None = N
         job: what to train.
         steps: how many steps each task is to take, as far as that is known; for 0 nothing is timed.
         resources: what each actor of `cluster` takes, or None.
+        compression: of what the actors send each other (see `kinfold.engines.compression`), or None.
 
     Raises:
         InputError: the name is unknown, or resources are given to another engine than `cluster`, or the model cannot
@@ -75,8 +82,10 @@ def choose_engine(name: str, job: Job, steps: int = 0, resources: str | None = N
     """
     if name not in ("auto", *ENGINES):
         raise unknown("engine", name, ["auto", *ENGINES])
-    if resources is not None and name != "cluster":
-        raise InputError(f"resources: {resources!r} is for the engine cluster, and engine is {name!r}; leave it out.")
+    for argument, given in (("resources", resources), ("compression", compression)):
+        if given is not None and name != "cluster":
+            raise InputError(f"{argument}: {given!r} is for the engine cluster, and engine is {name!r}; leave it out.")
+    codec = resolve_compression(compression)
     try:
         plain = Sequential(job if name != "cluster" else first_tasks(job, 1))  # beyond what one machine holds
     except InputError:
@@ -105,7 +114,7 @@ def choose_engine(name: str, job: Job, steps: int = 0, resources: str | None = N
         # What a model draws itself depends, stacked, on what it is stacked with, and so on how tasks are shared out.
         stacks = not convolves and not draws and isinstance(_stacked(first_tasks(job, 2)), Vectorised)
         del plain
-        return _cluster(job, Vectorised if stacks else Sequential, resources), None
+        return _cluster(job, Vectorised if stacks else Sequential, resources, codec), None
     crowded = name == "auto" and job.device.type == "cpu" and job.tasks > 1 and _saved_bytes(plain) > _free_bytes() / 2
     together = f"{job.tasks} tasks do not fit in memory together" if crowded else _stacked(job)
     stacks = isinstance(together, Vectorised)

@@ -18,13 +18,14 @@ from typing import Any, TypeAlias, final
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from kinfold.engines import parcels
+from kinfold.engines.compression import Codec as Codec
+from kinfold.engines.compression import bytes_of as bytes_of
 from kinfold.engines.local import LocalEngine
 from kinfold.engines.moves import pulling
 from kinfold.engines.parcels import Arrival, Errand, Parcel, Scope
-from kinfold.engines.parcels import Codec as Codec
 from kinfold.engines.proposals import Proposal
 from kinfold.engines.routes import Combination, Mean, Route, routed
 from kinfold.engines.sharing import lesson_of
@@ -126,16 +127,6 @@ class InProcess(Transport):
 
     def _bytes(self, sizes: Sequence[Any]) -> list[int]:
         return list(sizes)
-
-
-def bytes_of(tree: Any) -> int:
-    """Returns how many bytes the tensors of a tree hold.
-
-    Example:
-        >>> bytes_of({"a": [torch.zeros(3, dtype=torch.float64)], "b": 1})
-        24
-    """
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 def carry_out(

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -123,6 +123,14 @@ class LocalEngine(Engine):
         self._reading: Reading | None = None
         self._reading_from: tuple[int, int | None] | None = None  # the (period, step) at which its next batch is
         self.in_turns = isinstance(self.inputs, Streamed)
+
+    @cached_property
+    def start(self) -> Params:
+        """One model as all of the run's tasks began, by name; nothing where they began apart."""
+        if not (self.job.shared_start or isinstance(self.job.model, nn.Module)):
+            return {}
+        one = dataclasses.replace(self.job, train=self.job.train[:1], validation=self.job.validation[:1])
+        return {name: value[0] for name, value in start_stack(one).params.items()}
 
     # -- what a subclass decides ------------------------------------------------------------------------------
 

@@ -8,12 +8,13 @@ Legend: T tasks, k those of the share, n numbers.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, final, runtime_checkable
+from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from kinfold.engines.compression import Codec, Difference
 from kinfold.engines.local import LocalEngine, parameter_of
 from kinfold.engines.moves import Held, Part, drawn, either, median_of, moved, permuted, taken, towards
 from kinfold.engines.proposals import Donors, Proposal
@@ -22,17 +23,6 @@ from kinfold.transfer.base import Outcome
 from kinfold.transfer.changes import Elastic, Shuffle
 
 Tensors: TypeAlias = dict[str, Tensor]
-
-
-@runtime_checkable
-class Codec(Protocol):
-    """Makes models smaller on their way from one share to another; it is sent along, and so holds plain data."""
-
-    def encode(self, tensors: Tensors) -> Tensors:
-        """Returns what is sent for the parameters of one model, {name: […]}."""
-
-    def decode(self, tensors: Tensors) -> Tensors:
-        """Returns parameters in their shapes and dtype from what `encode` gave."""
 
 
 class Parcel(NamedTuple):
@@ -98,20 +88,26 @@ class Scope:
             return {}
         return {key: value for key, value in engine.updater.slots()[task].items() if key not in self.moving}
 
-    def packed(self, tensors: Tensors) -> Parcel:
+    def packed(self, engine: LocalEngine, tensors: Tensors) -> Parcel:
         """Returns a parcel of a whole model, its parameters coded."""
         if self.codec is None or self.moving is not None:
             return Parcel({}, tensors, {})
         params = {field.removeprefix("params/"): value for field, value in tensors.items() if field[:7] == "params/"}
         rest = {field: value for field, value in tensors.items() if field[:7] != "params/"}
-        return Parcel(self.codec.encode(params), rest, {})
+        return Parcel(_coding(self.codec, engine).encode(params), rest, {})
 
-    def opened(self, parcel: Parcel) -> Tensors:
+    def opened(self, engine: LocalEngine, parcel: Parcel) -> Tensors:
         """Returns what `packed` was given."""
         if not parcel.coded:
             return parcel.plain
         assert self.codec is not None
-        return {f"params/{name}": value for name, value in self.codec.decode(parcel.coded).items()} | parcel.plain
+        params = _coding(self.codec, engine).decode(parcel.coded)
+        return {f"params/{name}": value for name, value in params.items()} | parcel.plain
+
+
+def _coding(codec: Codec, engine: LocalEngine) -> Codec:
+    """What is coded is how parameters differ from the tasks' start: if it is common, every share has it."""
+    return Difference(codec, engine.start) if engine.start else codec
 
 
 # -- what is sent ------------------------------------------------------------------------------------------------------
@@ -119,7 +115,7 @@ class Scope:
 
 def model(engine: LocalEngine, scope: Scope, task: int) -> Parcel:
     """Returns all that moves of one task, by its number in the share."""
-    packed = scope.packed({field: rows[task] for field, (_, rows) in scope.fields(engine).items()})
+    packed = scope.packed(engine, {field: rows[task] for field, (_, rows) in scope.fields(engine).items()})
     return packed._replace(slots=scope.others(engine, task))
 
 
@@ -130,22 +126,22 @@ def combined(engine: LocalEngine, scope: Scope, weights: Sequence[tuple[int, flo
     for field, rows in _mixable(scope.fields(engine)):
         values = _rows(rows, tasks)
         found[field] = torch.tensordot(torch.tensor([w for _, w in weights], dtype=torch.float64).to(values), values, 1)
-    return scope.packed(found)
+    return scope.packed(engine, found)
 
 
 def summed(engine: LocalEngine, scope: Scope, tasks: Sequence[int]) -> Parcel:
     """Returns the sum of some of the share's tasks."""
-    return scope.packed({field: _rows(rows, tasks).sum(0) for field, rows in _mixable(scope.fields(engine))})
+    return scope.packed(engine, {field: _rows(rows, tasks).sum(0) for field, rows in _mixable(scope.fields(engine))})
 
 
 def added(engine: LocalEngine, scope: Scope, divisor: int, *parcels: Parcel) -> Parcel:
     """Returns the sum of what several shares sent, divided by a number."""
-    device, opened = engine.device, [scope.opened(parcel) for parcel in parcels]
+    device, opened = engine.device, [scope.opened(engine, parcel) for parcel in parcels]
     total = {field: value.to(device, copy=True) for field, value in opened[0].items()}
     for parcel in opened[1:]:
         for field, value in total.items():
             value += parcel[field].to(device)
-    return scope.packed({field: value / divisor for field, value in total.items()} if divisor != 1 else total)
+    return scope.packed(engine, {field: value / divisor for field, value in total.items()} if divisor != 1 else total)
 
 
 def numbers(
@@ -206,7 +202,7 @@ def medians(engine: LocalEngine, *slices: Tensors) -> Tensors:
 def summed_params(engine: LocalEngine, scope: Scope, tasks: Sequence[int]) -> Parcel:
     """Returns the sum of some of the share's tasks, but of their parameters alone."""
     params = engine.stack.params.items()
-    return scope.packed({f"params/{name}": _rows(value.detach(), tasks).sum(0) for name, value in params})
+    return scope.packed(engine, {f"params/{name}": _rows(value.detach(), tasks).sum(0) for name, value in params})
 
 
 def pull(engine: LocalEngine, scope: Scope, change: Elastic, first: bool, *parcels: Parcel) -> Parcel:
@@ -219,7 +215,7 @@ def pull(engine: LocalEngine, scope: Scope, change: Elastic, first: bool, *parce
         first: whether the first of the parcels is the centre; else it is the engine's.
         parcels: how far earlier changes of the plan have drawn it.
     """
-    opened = [scope.opened(parcel) for parcel in parcels]
+    opened = [scope.opened(engine, parcel) for parcel in parcels]
     found = {}
     for name, value in engine.stack.params.items():
         field = f"params/{name}"
@@ -227,7 +223,7 @@ def pull(engine: LocalEngine, scope: Scope, change: Elastic, first: bool, *parce
         for earlier in opened[1 if first else 0 :]:
             centre = centre + earlier[field].to(value)
         found[field] = drawn(change, value.detach(), centre)
-    return scope.packed(found)
+    return scope.packed(engine, found)
 
 
 # -- what is done with it ----------------------------------------------------------------------------------------------
@@ -316,7 +312,7 @@ class Arrived(Donors):
         parcels: dict[int, Parcel] = {}
         for arrival, content in zip(errand.arrivals, arrived, strict=True):
             if arrival.kind == "model":
-                self._whole[arrival.number] = errand.scope.opened(content)
+                self._whole[arrival.number] = errand.scope.opened(engine, content)
                 parcels[arrival.number] = content
             elif arrival.kind == "numbers":
                 self._some |= {donor: parcel.plain for donor, parcel in content.items()}
@@ -326,9 +322,9 @@ class Arrived(Donors):
             elif arrival.kind == "slice":
                 slices.setdefault(arrival.number, []).append(content)
             elif arrival.kind == "centre":
-                self._centres[arrival.number] = errand.scope.opened(content)
+                self._centres[arrival.number] = errand.scope.opened(engine, content)
             else:
-                self._drawn[arrival.number] = errand.scope.opened(content)
+                self._drawn[arrival.number] = errand.scope.opened(engine, content)
         for donor, parts in slices.items():
             self._whole[donor] = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
         self.slots = [parcel.slots for parcel in parcels.values()]
