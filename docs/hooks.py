@@ -14,7 +14,9 @@ from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parent.parent
 _IN_NAV = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
-_LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
+_LINK = re.compile(
+    r"(?P<picture>!?)\[(?P<text>[^\]\[]*)\]\((?!https?:|mailto:|#)(?P<to>[^)#\s]+)(?P<place>#[^)\s]*)?\)"
+)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -36,18 +38,19 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
     """Rewrites links that are right in the repository to what is right in the site."""
     here = page.file.src_uri
-    outside = (_ROOT / here).exists() and not (_ROOT / "docs" / here).exists()
-    at = here if outside else f"docs/{here}"
+    at = f"docs/{here}" if (_ROOT / "docs" / here).exists() else here
 
     def moved(found: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(at), found[2]))
-        target = target.removeprefix("docs/")
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(at), found["to"]))
         if (_ROOT / target).is_dir() and (_ROOT / target / "README.md").exists():
             target = f"{target}/README.md"
-        target = "index.md" if target == "README.md" else target
-        if files.get_file_from_path(target) is None:
-            return found[0] if not outside else found[1] + found[2]
-        return found[1] + posixpath.relpath(target, posixpath.dirname(here) or ".")
+        inside = "index.md" if target == "README.md" else target.removeprefix("docs/")
+        if files.get_file_from_path(inside) is not None:
+            inside = posixpath.relpath(inside, posixpath.dirname(here) or ".")
+            return f"{found['picture']}[{found['text']}]({inside}{found['place'] or ''})"
+        if (_ROOT / target).exists() and not found["picture"]:  # a file of the repository that is no page
+            return found["text"] if "`" in found["text"] else f"{found['text']} (`{target}`)"
+        return found[0]  # which mkdocs will say is dead
 
     return _LINK.sub(moved, markdown)
 
