@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test test-slow lint types imports docs clean
+.PHONY: help install demo test test-extras test-slow lint types imports docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,6 +32,10 @@ demo: .venv/.installed  ## train eight networks on the embedded digits, print th
 	$(BIN)/kinfold train digits --tasks 8 --epochs 40 --seed 0
 
 test: .venv/.installed-dev  ## run the tests and the examples of the docstrings, without the slow ones
+	$(BIN)/python -m pytest -q -n 2 --doctest-modules src tests
+
+test-extras: .venv/.installed-dev  ## run the tests with every optional package there is a use for
+	$(PIP) -e '.[cluster,tracking,onnx,huggingface,images]' ipykernel nbclient
 	$(BIN)/python -m pytest -q -n 2 --doctest-modules src tests
 
 test-slow: .venv/.installed-dev  ## run the slow tests
