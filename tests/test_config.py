@@ -15,6 +15,7 @@ from kinfold import config, random
 from kinfold.errors import InputError
 from kinfold.methods import METHODS, CropFlipCutout
 from kinfold.models import factory
+from kinfold.parts import optimizer_maker
 from kinfold.splits import RowInfo, draw_splits
 from kinfold.transfer import AMTO, PAPA, RULES, Nothing, Rule, TeachRule, Together
 
@@ -179,3 +180,11 @@ def test_descriptions_of_what_is_not_a_part(tmp_path):
         said = config.describe(unmade)
         assert said.startswith("<")
         assert said.endswith(">")
+
+
+@pytest.mark.parametrize(
+    ("given", "near"), [("learning_rate", "lr"), ("wd", "weight_decay"), ("beta1", "betas"), ("epsilon", "eps")]
+)
+def test_what_others_call_an_argument_is_understood(given, near):
+    with pytest.raises(InputError, match=rf"optimizer\.{given}: unknown name '{given}', did you mean '{near}'\?"):
+        optimizer_maker({"name": "adamw", given: 0.1})

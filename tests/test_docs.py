@@ -89,3 +89,11 @@ def test_a_block_that_is_not_run_says_why():
         for found in _BLOCK.finditer((DOCS / page).read_text(encoding="utf-8")):
             if found["why"] is not None:
                 assert len(found["why"]) > len("<!-- not run:  -->\n") + 10, page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_no_row_is_cut_off_its_table(page):
+    lines = ["", *(DOCS / page).read_text(encoding="utf-8").split("\n"), ""]
+    heads = [after for before, line, after in zip(lines, lines[1:], lines[2:], strict=False)
+             if line.startswith("|") and not before.startswith("|")]  # fmt: skip
+    assert all(re.match(r"\|\s*:?-", after) for after in heads)

@@ -238,3 +238,15 @@ def test_a_run_of_version_0_1_loads(tmp_path):
     assert (old.source.name, old.source.rows, old.source.sealed) == ("iris", 150, 15)
     old.save(tmp_path / "again")
     assert "not known" in (tmp_path / "again" / "MODEL_CARD.md").read_text()
+
+
+def test_an_estimate_that_is_no_number(result, tmp_path):
+    path = result.save(tmp_path / "run")
+    said = json.loads((path / "result.json").read_text())
+    said["estimate"] |= {"value": None, "low": None, "high": None}
+    (path / "result.json").write_text(json.dumps(said))
+    loaded = kinfold.load(path)
+    assert loaded.estimate is not None
+    assert math.isnan(loaded.estimate.value)
+    assert "accuracy nan" in loaded._repr_html_()
+    assert loaded.to_json()["estimate"] == said["estimate"]

@@ -262,6 +262,20 @@ def test_class_weight_moves_predictions():
 # -- parameters ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        ({"a": 1.0, "b": -2.0}, "class_weight: class 'b' has -2.0; give finite numbers of at least 0"),
+        ({"a": float("nan"), "b": 1.0}, "class_weight: class 'a' has nan"),
+        ({"a": 1.0, "b": float("inf")}, "class_weight: class 'b' has inf"),
+        ({"a": 0, "b": 0.0}, "class_weight: every class of the rows has the weight 0; give one above 0"),
+    ],
+)
+def test_class_weights_that_are_none(weight, said):
+    with pytest.raises(InputError, match=said):
+        quick(class_weight=weight).fit(np.arange(8.0)[:, None], ["a", "b"] * 4)
+
+
 def test_parameters_nested_ones_included():
     model = KinfoldClassifier("mlp", module__hidden=(3,), optimizer__lr=0.1, class_weight="balanced")
     params = model.get_params()

@@ -3,11 +3,11 @@
 Everything that can be refused is refused here, before anything is written or trained.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from kinfold import files
 from kinfold.candidates import CANDIDATES, Candidate
 from kinfold.config import describe, resolve
-from kinfold.data import read
+from kinfold.data import TableEncoder, read
 from kinfold.data.base import Dataset, Encoder, fingerprint
+from kinfold.data.columns import CategoryColumn, stray_words
 from kinfold.engines import Job, Precision
 from kinfold.errors import InputError, unknown
 from kinfold.finishing import Remaining
@@ -34,9 +35,14 @@ from kinfold.tasks.objective import Objective, make_objective
 from kinfold.tracking import TRACKERS, Tracker
 from kinfold.transfer import RULES, Rule, Together
 
+if TYPE_CHECKING:  # importing pandas takes long, and arrays do without it
+    import pandas
+
 Auto: TypeAlias = Literal["auto"]
 BY_RECIPE = ("model", "optimizer", "scheduler", "methods", "batch_size", "epochs", "clip_norm")
 """The arguments of `fit` that may be "auto"."""
+
+_SHOWN = 5  # rows and words named in a finding
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,36 @@ def _prepare(
     drawn = draw_splits(info, splits, tasks=int(tasks), val_fraction=val_fraction, holdout=holdout, seed=int(seed))
     hashes = dataset.fingerprints()
     encoder = dataset.fit(np.flatnonzero(~drawn.sealed))
-    return Prepared(dataset, drawn, audit(drawn, info, hashes), encoder, fingerprint(dataset, hashes))
+    findings = [*column_findings(dataset, encoder), *audit(drawn, info, hashes)]
+    return Prepared(dataset, drawn, findings, encoder, fingerprint(dataset, hashes))
+
+
+def column_findings(dataset: Dataset, encoder: Encoder) -> list[Finding]:
+    """Returns a warning, of kind `column-words`, for each column of a table that is categories for a few stray words.
+
+    Args:
+        dataset: the rows.
+        encoder: fitted to them.
+    """
+    columns = encoder.columns if isinstance(encoder, TableEncoder) else ()
+    named = [column.name for column in columns if isinstance(column, CategoryColumn)]
+    return [found for name in named for found in _stray_words(name, dataset.features[name])]
+
+
+def _stray_words(name: str, series: "pandas.Series[Any]") -> Iterator[Finding]:
+    rows = stray_words(series)
+    if len(rows):
+        words = [repr(word)[:40] for word in dict.fromkeys(series.iloc[rows].tolist())]
+        message = (
+            f"column {name!r}: is taken as categories, since {len(rows)} of its {int(series.notna().sum())} values "
+            f"{'is no number' if len(rows) == 1 else 'are no numbers'}: {_few(words)} "
+            f"(row{'s' * (len(rows) > 1)} {_few(rows.tolist())}); for a column of numbers, correct or empty them."
+        )
+        yield Finding("column-words", "warning", message, (), len(rows), tuple(rows[:_SHOWN].tolist()))
+
+
+def _few(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values[:_SHOWN])) + " …" * (len(values) > _SHOWN)
 
 
 def row_info(dataset: Dataset) -> RowInfo:

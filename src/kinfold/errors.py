@@ -7,6 +7,15 @@ message as one line, so messages name the argument, the value it had, and what t
 import difflib
 from collections.abc import Iterable
 
+_SYNONYMS = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "beta1": "betas",
+    "beta2": "betas",
+    "epsilon": "eps",
+}
+"""What other libraries call what torch's optimizers take."""
+
 
 class InputError(ValueError):
     """An argument, a file or a configuration that cannot be used as given."""
@@ -30,6 +39,7 @@ def unknown(argument: str, value: object, known: Iterable[str]) -> InputError:
     """
     names = sorted(known)
     alike = [name for name in names if name.casefold() == str(value).casefold()]
+    alike += [name for name in names if name == _SYNONYMS.get(str(value))]
     near = alike or difflib.get_close_matches(str(value), names, n=1)
     hint = f", did you mean {near[0]!r}?" if near else "."
     return InputError(f"{argument}: unknown name {value!r}{hint} Known: {', '.join(names)}.")

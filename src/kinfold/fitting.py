@@ -327,7 +327,8 @@ def _tell_at_last(trackers: Sequence[Tracker], result: Result, folder: Path, lis
         tracking.start(name=name, folder=folder, config=result.config, tasks=tasks, metric=metric)
         for event in result.history:
             tracking(event, again=True)
-        for note in tracking.end(result, folder):
+        # Its report may have been rewritten with rows of the data since, which are no tracker's to have.
+        for note in tracking.end(result, None):
             _pass_on(note, listen)
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
-from kinfold.assembling import row_info
+from kinfold.assembling import column_findings, row_info
 from kinfold.data import Dataset, ImageDataset, SeriesDataset, TableDataset, TextDataset, read, read_features, some_rows
 from kinfold.data.base import Kind, Label
 from kinfold.data.columns import sort_of, texts_of
@@ -146,13 +146,14 @@ def _labelled(dataset: Dataset, whole: bool) -> Preview:
     hashes = part.fingerprints()
     encoder = part.fit(spaced(len(part), _FITTED))
     chosen = recipe(dataset.form, target.kind, max(1, round(0.9 * len(dataset))), encoder.input_shape)
-    findings, counts = [], np.bincount(target.values.numpy()) if target.labels is not None else np.zeros(0)
+    findings = [finding.message for finding in column_findings(dataset, encoder)]
+    counts = np.bincount(target.values.numpy()) if target.labels is not None else np.zeros(0)
     try:
         splits = draw_splits(row_info(part), None, tasks=8, val_fraction=0.2, holdout=0.1, seed=0)
         found = audit(splits, row_info(part), hashes)
-        findings = [finding.message for finding in found if finding.severity == "warning"]
+        findings += [finding.message for finding in found if finding.severity == "warning"]
     except InputError as error:
-        findings = [str(error)]
+        findings.append(str(error))
     labels = target.labels
     classes = None if labels is None else tuple((labels[c], int(counts[c])) for c in np.argsort(-counts, kind="stable"))
     return Preview(

@@ -227,7 +227,8 @@ class Result:
             kind: `curves`, the tasks' training loss and validation score by period; `scores`, every task's model on
                 every task's validation rows, with the cells marked that it was exposed to; `transfers`, who taught
                 whom; `calibration`, how often the model is right at each level of confidence.
-            rows: for `calibration` alone: labelled rows (x, y) that the model has not seen, y as the run was given it.
+            rows: for `calibration` alone: labelled rows (x, y) that the model has not seen, y as the run was given it;
+                default the rows that the run kept figures of (`diagnostics`): the sealed ones, where there are any.
 
         Raises:
             InputError: the kind is unknown, or there is nothing to draw.
@@ -240,9 +241,8 @@ class Result:
         """
         if kind not in _PLOTS:
             raise unknown("kind", kind, _PLOTS)
-        if (rows is not None) != (kind == "calibration"):
-            needs = "needs rows=(x, y), which the model has not seen" if rows is None else "takes no rows"
-            raise InputError(f"plot: {kind} {needs}.")
+        if rows is not None and kind != "calibration":
+            raise InputError(f"plot: {kind} takes no rows; leave them out.")
         return _PLOTS[kind](self, rows)
 
     def _repr_html_(self) -> str:
@@ -403,12 +403,17 @@ def _plot_transfers(result: Result, rows: None) -> "Figure":
     return figures.transfer_graph(result.transfers.by_pair.numpy(), proposed)
 
 
-def _plot_calibration(result: Result, rows: tuple[Any, Any]) -> "Figure":
+def _plot_calibration(result: Result, rows: tuple[Any, Any] | None) -> "Figure":
     from kinfold.report import figures
 
     labels = result.target.labels
     if labels is None:
         raise InputError("plot: the run was a regression, which has no confidence to calibrate.")
+    if rows is None:
+        kept = result.diagnostics
+        if kept is None or kept.calibration is None:
+            raise InputError("plot: the run kept no calibration; give rows=(x, y), which the model has not seen.")
+        return figures.calibration(kept.calibration, rows=f"{kept.rows} {kept.source} rows")
     x, y = rows
     numbers = {label: number for number, label in enumerate(labels)}
     given = np.asarray(y).tolist()
@@ -514,7 +519,7 @@ def load(directory: str | Path, model: nn.Module | Callable[..., nn.Module] | No
                 for one in said["contenders"]
             ),
             scores=Scores(scores["metric"], *(_matrix(scores[k]) for k in ("matrix", "loss_matrix", "own", "exposed"))),
-            estimate=None if said["estimate"] is None else Estimate(**said["estimate"]),
+            estimate=None if said["estimate"] is None else _estimate(said["estimate"]),
             transfers=Transfers(transfers["proposed"], transfers["accepted"], torch.tensor(transfers["by_pair"])),
             history=history,
             cost=said["cost"],
@@ -572,6 +577,10 @@ def _matrix(rows: Any) -> Float[Tensor, "T *T2"]:
 
 def _nan(value: Any) -> Any:
     return [_nan(v) for v in value] if isinstance(value, list) else _number(value)
+
+
+def _estimate(said: Mapping[str, Any]) -> Estimate:
+    return Estimate(**{**said, "value": _number(said["value"])})
 
 
 def _number(value: float | int | None) -> float:

@@ -433,8 +433,8 @@ class KinfoldClassifier(ClassifierMixin, KinfoldEstimator):  # type: ignore[misc
 
     Args:
         module: the network; see `KinfoldEstimator`.
-        class_weight: weights of the classes, {label: number}, or "balanced" for the inverse of their share. They go
-            into the loss, and into the scores on validation rows by which models are kept and picked.
+        class_weight: weights of the classes, {label: number of at least 0}, or "balanced" for the inverse of their
+            share. They go into the loss, and into the scores on validation rows by which models are kept and picked.
         params: the other parameters of `KinfoldEstimator`.
 
     Attributes:
@@ -476,8 +476,17 @@ class KinfoldClassifier(ClassifierMixin, KinfoldEstimator):  # type: ignore[misc
             )
         if self.class_weight is not None:
             by_class = compute_sample_weight(self.class_weight, y)
+            wrong = ~(np.isfinite(by_class) & (by_class >= 0))
+            if wrong.any():
+                row = int(wrong.argmax())
+                raise InputError(
+                    f"class_weight: class {y[row : row + 1].tolist()[0]!r} has {by_class[row]}; give finite numbers of "
+                    "at least 0."
+                )
             weights = by_class if weights is None else weights * by_class
             kept = weights > 0
+            if not kept.any():
+                raise InputError("class_weight: every class of the rows has the weight 0; give one above 0 at least.")
             X, y, weights = _taken(X, kept), y[kept], weights[kept]
         dataset = _dataset(X, y, self._kind, classes)
         self._fit(dataset if _alike(weights) else weighted(dataset, weights))

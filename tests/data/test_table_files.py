@@ -1,9 +1,11 @@
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from kinfold.data import from_frame, read, read_csv, read_parquet, write_table
+from kinfold.data import TableEncoder, from_frame, read, read_csv, read_features, read_parquet, write_table
 from kinfold.errors import InputError
 
 
@@ -148,3 +150,26 @@ def test_bad_parquet_and_bad_endings(write, tmp_path, monkeypatch):
         with pytest.raises(InputError, match=r"install kinfold\[parquet\]"):
             call()
     assert not (tmp_path / "out.parquet").exists()
+
+
+WORDS = "smoker,code,dose,size\ntrue,01234,1.0,1\nfalse,77,n.a.,2\nunknown,A1,2.50,3\nTRUE,5e3,,4\n"
+
+
+def test_categories_are_read_as_written_whatever_else_a_file_holds(write):
+    whole = read_features(write(WORDS))
+    encoder = TableEncoder.fit(whole, np.arange(4))
+    assert encoder.written == ("smoker", "code", "dose")
+    known = encoder.encode(whole).values
+    for row, line in enumerate(WORDS.splitlines()[1:]):
+        path = write(f"smoker,code,dose,size\n{line}\n", "one.csv")
+        for features in (
+            read_features(path, encoder.written),
+            read(write(f"smoker,code,dose,size,y\n{line},0.5\n"), target="y", written=encoder.written).features,
+        ):
+            assert torch.equal(encoder.encode(features).values[0], known[row])
+    assert read_csv(path, written=("code", "absent"))["code"].tolist() == ["5e3"]
+
+
+def test_columns_of_text_are_read_as_written(write):
+    path = write("note,y\n0042,0.5\n7.0,1.5\n")
+    assert read(path, target="y", texts="note").features["note"].tolist() == ["0042", "7.0"]

@@ -138,5 +138,7 @@ def test_a_model_that_draws_while_scored_leaves_the_global_state_alone(lab: Simp
 
 @pytest.mark.parametrize(("argument", "value"), [("resources", "cpus=1"), ("compression", "bf16")])
 def test_what_is_for_the_cluster_is_refused_elsewhere(lab, argument, value):
-    with pytest.raises(InputError, match=f"^{argument}: '{value}' is for the engine cluster, and engine is 'vectorised'"):
+    with pytest.raises(
+        InputError, match=f"^{argument}: '{value}' is for the engine cluster, and engine is 'vectorised'"
+    ):
         choose_engine("vectorised", lab.make_job(), **{argument: value})

@@ -63,6 +63,9 @@ def test_the_command_is_quoted_and_complete():
         "kinfold compare 'my table.csv' --model mlp --tasks 8 --epochs 30 --target 'the price' "
         "--arms conventional,all-rows,teach+papa"
     )
+    texts = compare_command({**CONFIG, "target": "y", "texts": ["a note", "b"]})
+    assert texts is not None
+    assert '--target y --texts \'["a note", "b"]\' --arms' in texts
     assert compare_command({**CONFIG, "transfer": "none"}).endswith("--arms conventional,all-rows")
     assert compare_command({**CONFIG, "data": "<tuple>"}) is None
     assert compare_command({**CONFIG, "model": {"name": "mlp"}}) is None

@@ -1,5 +1,6 @@
 import io
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,11 +87,20 @@ def test_calibration_by_hand(result, data):
     assert sum(bar.get_height() for bar in below.patches) == 90
 
 
+def test_calibration_of_the_sealed_rows(result, data):
+    sealed = result.splits.sealed
+    above, below = result.plot("calibration").axes
+    again, _ = result.plot("calibration", rows=(data[0][sealed], data[1][sealed])).axes
+    assert np.array_equal(above.get_lines()[1].get_xydata(), again.get_lines()[1].get_xydata())
+    assert sum(bar.get_height() for bar in below.patches) == sealed.sum()
+    assert above.get_title() == f"{sealed.sum()} sealed rows"
+
+
 def test_what_cannot_be_drawn(result, data):
     with pytest.raises(InputError, match="did you mean 'scores'"):
         result.plot("score")
-    with pytest.raises(InputError, match=r"calibration needs rows=\(x, y\)"):
-        result.plot("calibration")
+    with pytest.raises(InputError, match=r"kept no calibration; give rows=\(x, y\)"):
+        replace(result, diagnostics=None).plot("calibration")
     with pytest.raises(InputError, match="scores takes no rows"):
         result.plot("scores", rows=data)
     with pytest.raises(InputError, match="'elm' is no class of the run"):
@@ -103,6 +113,8 @@ def test_what_cannot_be_drawn(result, data):
     line = kinfold.fit(MLP, (data[0], data[0][:, 0]), tasks=2, epochs=1)
     with pytest.raises(InputError, match="a regression"):
         line.plot("calibration", rows=(data[0], data[0][:, 0]))
+    with pytest.raises(InputError, match="a regression"):
+        line.plot("calibration")
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 16])

@@ -1,3 +1,4 @@
+import base64
 import struct
 import wave
 import zlib
@@ -17,7 +18,7 @@ LABELS = np.array(["a", "b", "a", "b"])
 
 
 def shown(source, row=1, **config):
-    dataset = read(source, target=config.get("target"))
+    dataset = read(source, target=config.get("target"), texts=config.get("texts"))
     return rows_to_show(source, config, fingerprint(dataset, dataset.fingerprints()), [row])[row]
 
 
@@ -51,6 +52,16 @@ def test_pictures_in_memory():
     assert max(shown((large, LABELS)).image[1:]) <= 160
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_other_channels(channels):
+    X = np.random.default_rng(0).integers(0, 256, (4, 5, 6, channels)).astype(np.uint8)
+    uri, *size = shown((X, LABELS)).image
+    assert size == [6, 5]
+    _, _, lines = pixels_of(base64.b64decode(uri.split(",")[1]))
+    expected = X[1, :, :, :3].reshape(5, -1)
+    assert lines == b"".join(b"\0" + line.tobytes() for line in expected)
+
+
 def test_pictures_in_files(tmp_path):
     image = pytest.importorskip("PIL.Image")
     for label in "ab":
@@ -72,6 +83,12 @@ def test_texts():
 def test_tables():
     frame = pd.DataFrame({"size": [1.5, 2.25, None, 4.0], "town": ["x", "<y>", "x", "x"], "kind": LABELS})
     assert shown(frame, target="kind").values == (("size", "2.25"), ("town", "<y>"))
+
+
+def test_a_table_of_one_column_that_was_said_to_hold_no_texts():
+    frame = pd.DataFrame({"note": ["a b c d", "e f g h", "i j k l", "m n o p"], "kind": LABELS})
+    assert shown(frame, target="kind", texts=[]).values == (("note", "e f g h"),)
+    assert shown(frame, target="kind").text == "e f g h"
 
 
 def test_arrays_by_their_shape():

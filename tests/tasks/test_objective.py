@@ -265,3 +265,14 @@ def test_r2_of_equal_targets_may_count_as_nothing():
     assert finite_r2(torch.zeros(2), torch.ones(2)) == 0.0
     assert finite_r2(y, y) == pytest.approx(0.5)
     assert finite_r2(y[:, 1], y[:, 1]) == r2(y[:, 1], y[:, 1]) == 1.0
+
+
+@pytest.mark.parametrize("weights", [None, torch.linspace(0.5, 2.0, 7, dtype=torch.float64)])
+def test_r2_of_equal_values_whose_mean_is_not_exact(weights):
+    y = torch.full((7, 2), 0.1, dtype=torch.float64)
+    y[:, 1] = 1e-3 / 3
+    assert math.isnan(r2(numbers(7, 2), y, weights))
+    assert finite_r2(numbers(7, 2), y, weights) == 0.0
+    assert finite_r2(numbers(7), y[:, 0], weights) == 0.0
+    y[:, 0] = torch.arange(7)
+    assert finite_r2(y, y, weights) == 0.5

@@ -28,6 +28,7 @@ class Kept(Session):
     told: list[Told] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
     release: threading.Event | None = None
 
@@ -41,6 +42,8 @@ class Kept(Session):
     def tell(self, told: Sequence[Told]) -> None:
         if self.release is not None:
             self.release.wait()
+        if self.fails_in == "first tell":
+            raise OSError("not yet")
         if self.fails_in == "tell" and any(one.event.get("period") == 2 for one in told):
             raise OSError("no space left\non the device")
         self.told += told
@@ -50,6 +53,7 @@ class Kept(Session):
             raise ConnectionError("gone")
         self.endings.append(ending)
         self.sizes += [path.stat().st_size for path in ending.files]
+        self.reports += [path.read_text() for path in ending.files if path.name == "report.html"]
 
     def close(self, status: Status) -> None:
         self.statuses.append(status)
@@ -188,13 +192,37 @@ def test_one_that_has_not_heard_of_the_end_is_told_later(track, tmp_path, monkey
         patched.setattr(telling.Tracking, "end", killed)
         with pytest.raises(KilledError):
             track(tracker, out)
-    assert (out / "result.json").exists()
+    (out / "report.html").write_text("with rows of the data")
     result = track(tracker, out, resume=True)
     assert len(tracker.sessions) == 2
+    (report,) = tracker.sessions[1].reports
+    assert "rows of the data" not in report
+    assert tracker.sessions[1].endings[0].result == files.read_json(out / "result.json")
     assert [one.event for one in tracker.sessions[1].told if one.event["event"] != "end"] == result.history
     assert tracker.sessions[1].statuses == ["finished"]
     track(tracker, out, resume=True)
     assert len(tracker.sessions) == 2
+
+
+def test_one_that_fails_at_once_is_caught_up_with(track, tmp_path):
+    result = track(Keeping("first tell"), tmp_path / "mine")
+    later = Keeping()
+    track(later, tmp_path / "mine", resume=True)
+    (session,) = later.sessions
+    assert session.run.kept == {"times": 1}  # the same, and not another
+    assert [one.event for one in session.told if one.event["event"] != "end"] == result.history
+    assert session.statuses == ["finished"]
+
+
+def test_an_interrupted_run_has_told_its_last_transfers(track, stopped, tmp_path):
+    tracker = Keeping()
+    stopped(tracker, tmp_path / "mine")
+    result = track(tracker, tmp_path / "mine", resume=True)
+    first, second = ({p for one in session.told for p in one.points} for session in tracker.sessions)
+    of_last = {point for point in second if point.period == 2 and point.name.startswith("transfers/")}
+    assert of_last
+    assert of_last <= first
+    assert result.epochs_run == 4
 
 
 def test_other_trackers_may_hear_of_the_rest(track, stopped, tmp_path):

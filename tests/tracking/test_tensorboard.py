@@ -1,5 +1,6 @@
 """Read back with TensorBoard's own reader."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,17 @@ def test_what_a_killed_process_had_not_passed_on_is_made_up_for(track, stopped, 
     logs = tmp_path / "mine" / "tensorboard"
     assert [step for step, _ in curve(logs / "task-1", "lr")] == [1, 2, 3, 4]
     assert [step for step, _ in curve(logs, "transfers/proposed")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("log_dir", [None, "elsewhere"])
+def test_a_directory_that_is_gone_or_another(track, stopped, tmp_path, log_dir):
+    stopped("tensorboard", tmp_path / "mine")
+    logs = tmp_path / "mine" / "tensorboard" if log_dir is None else tmp_path / log_dir
+    if log_dir is None:
+        shutil.rmtree(logs)
+    track(TensorBoard(log_dir=None if log_dir is None else str(logs)), tmp_path / "mine", resume=True)
+    assert [step for step, _ in curve(logs / "task-1", "lr")] == [1, 2, 3, 4]
+    assert len(read(logs).Tensors("configuration/text_summary")) == 1
 
 
 def test_a_directory_of_ones_own(track, tmp_path):

@@ -61,6 +61,7 @@ def test_one_run_holds_all_tasks_and_goes_on_when_resumed(track, stopped, tmp_pa
     ids = {record.run.run_id for record in first + second if record.WhichOneof("record_type") == "run"}
     assert len(ids) == 1
     assert set(rows(first)) == {1, 2}
+    assert {f"transfers/proposed/task-{t}" for t in range(3)} <= set(rows(first)[2])
     assert set(rows(second)) >= {3, 4}
     assert not set(rows(first)) & set(rows(second))
     exits = [[r.exit.exit_code for r in found if r.WhichOneof("record_type") == "exit"] for found in (first, second)]

@@ -28,7 +28,13 @@ def _evaluate(given: Given) -> str:
 
     result = load(given["run"])
     target = result.target
-    dataset = read(given["data"], target=given["target"] or target.name, kind=target.kind, labels=target.labels)
+    dataset = read(
+        given["data"],
+        target=given["target"] or target.name,
+        kind=target.kind,
+        labels=target.labels,
+        written=result.encoder.written,
+    )
     estimate, notes = _measured(result, dataset)
     # Nobody knows here where the rows come from, so nothing is said of whether they are clean.
     said = jsonable({"run": given["run"], "data": given["data"], **asdict(estimate), "clean": None, "notes": notes})

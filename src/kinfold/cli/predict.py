@@ -31,7 +31,7 @@ def _predict(given: Given) -> str:
     if out.is_dir() or (out.exists() and not given["force"]):
         raise InputError(f"out: {out} exists already; choose another file, or replace a file by --force.")
     result = load(given["run"])
-    columns = _predictions(result, read_features(given["data"]))
+    columns = _predictions(result, read_features(given["data"], result.encoder.written))
     write_table(out, pd.DataFrame(columns))
     return f"{len(columns['row'])} predictions in {printable(str(out))}"
 

@@ -12,10 +12,11 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 
-from kinfold.comparing.drawing import BLUE, FAINT, GREY, INK, colour_map, new_axes, to_svg
+from kinfold.comparing.drawing import FAINT, INK, colour_map, new_axes, to_svg
 from kinfold.comparing.statistics import Interval, Paired, cliques
 from kinfold.errors import InputError
 from kinfold.files import write_text
+from kinfold.report.colours import BLUE, GREY
 
 _PAPER = {"var(--ink)": "#1b1f24", "var(--faint)": "#d5d9de", "var(--ground)": "#ffffff"}
 """The page's light theme, for a file that has no page around it."""

@@ -223,7 +223,8 @@ def _named(test: Any) -> str:
 def _test_rows(test: Any, prepared: Prepared) -> Dataset:
     """The test set, its classes numbered as the data's are."""
     target = prepared.dataset.target
-    held = read(test, target=target.name, kind=target.kind, labels=target.labels)
+    written = prepared.encoder.written
+    held = read(test, target=target.name, kind=target.kind, labels=target.labels, written=written)
     if held.target.outputs != target.outputs:
         raise InputError(f"test: has {held.target.outputs} targets, and the data has {target.outputs}; give the same.")
     prepared.encoder.encode(held.features)  # so that rows which do not fit are refused now

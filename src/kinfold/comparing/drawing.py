@@ -9,20 +9,18 @@ import io
 import re
 
 import matplotlib
-import numpy as np
 from markupsafe import Markup, escape
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+
+from kinfold.report.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, colours_of
 
 # Colours that stand for CSS variables until the SVG is written: no palette in use has them.
 INK, FAINT = "#010203", "#010204"
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)"}
 
-# Okabe & Ito, *Color Universal Design*, 2008, less the yellow and black, which vanish on one theme or the other.
-BLUE, GREY = "#0072B2", "#8C8C8C"
-_OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", BLUE, "#D55E00", "#CC79A7", GREY, INK)
+_PALETTE = (ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY, INK)
 
 _WIDTH = 4.6  # inches; 331 SVG units, about a phone's width, where the text then has its nominal size
 
@@ -43,9 +41,7 @@ def new_axes(height: float) -> tuple[Figure, Axes]:
 
 def colour_map(arms: int) -> ListedColormap:
     """Returns one colour an arm: the same arm has the same colour in every chart."""
-    if arms <= len(_OKABE_ITO):
-        return ListedColormap(_OKABE_ITO[:arms])
-    return ListedColormap(colormaps["viridis"](np.linspace(0.1, 0.9, arms)))
+    return ListedColormap(colours_of(arms, _PALETTE))
 
 
 def to_svg(figure: Figure, describe: str) -> Markup:

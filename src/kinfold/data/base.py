@@ -127,6 +127,11 @@ class Encoder(abc.ABC):
         """What else a model by name may want to know: `vocabulary` of token ids, `widths` of a table's columns."""
         return {}
 
+    @property
+    def written(self) -> tuple[str, ...] | None:
+        """The columns of a table whose values are read as they are written; None where it encodes no tables."""
+        return None
+
     @abc.abstractmethod
     def encode(self, features: Any) -> Inputs:
         """Returns the encoded rows of `features`, labelled or not.

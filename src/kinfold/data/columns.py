@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Shaped
 
+from kinfold.data.targets import is_number
 from kinfold.errors import InputError
 
 if TYPE_CHECKING:  # importing pandas takes long, and arrays do without it
@@ -18,6 +19,9 @@ if TYPE_CHECKING:  # importing pandas takes long, and arrays do without it
 
 MAX_CATEGORIES = 64
 """How many values of a text column get a column of their own; in an id-like column the rarer ones get none."""
+
+STRAY = 0.1
+"""What share of the values of a text column are no numbers, at most, that looks like a column of numbers."""
 
 Sort: TypeAlias = Literal["number", "boolean", "date", "text"]
 
@@ -203,6 +207,25 @@ def texts_of(series: "pandas.Series[Any]") -> tuple[Int64[np.ndarray, " N"], lis
     except TypeError as error:
         raise InputError(f"data: column {series.name!r} holds values that are no text ({error}); drop it.") from None
     return codes.astype(np.int64), [_text(value) for value in distinct]
+
+
+def stray_words(series: "pandas.Series[Any]") -> Int64[np.ndarray, " m"]:
+    """Returns the rows of a text column that hold no number, where nearly all the others do (see `STRAY`); else none.
+
+    Example:
+        >>> import pandas as pd
+        >>> stray_words(pd.Series([*map(str, range(9)), "n.a."])).tolist(), stray_words(pd.Series(["1", "a"])).tolist()
+        ([9], [])
+    """
+    import pandas as pd
+
+    none = np.zeros(0, dtype=np.int64)
+    if isinstance(series.dtype, pd.CategoricalDtype):  # somebody said that these are categories
+        return none
+    codes, texts = texts_of(series)
+    # A missing value has the code −1, and so finds the last entry.
+    rows = np.flatnonzero(np.array([not is_number(text.strip()) for text in texts] + [False])[codes])
+    return rows.astype(np.int64) if len(rows) <= STRAY * (codes >= 0).sum() else none
 
 
 def _text(value: Any) -> str:

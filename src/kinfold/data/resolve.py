@@ -54,6 +54,7 @@ class Choice:
     kind: Kind | None = None
     labels: Sequence[Label] | None = None
     texts: tuple[str, ...] | None = None
+    written: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Format:
     """How files of one ending, or folders of one form, are read: with targets, and without."""
 
     read: Callable[[Path, Choice], Dataset]
-    features: Callable[[Path], Any]
+    features: Callable[[Path, Choice], Any]
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def read(
     kind: Kind | None = None,
     labels: Sequence[Label] | None = None,
     texts: str | Sequence[str] | None = None,
+    written: Sequence[str] | None = None,
 ) -> Dataset:
     """Returns the data set that `source` names, holds or makes.
 
@@ -119,6 +121,8 @@ def read(
             among them is an error.
         texts: the column of free text, or several, for tables; `()` for none; default those that look it. A table of
             which this is said remains one, if it has one feature alone.
+        written: for an encoder that has been fitted to a table, its `written`: the columns whose values a text file
+            gives as they are written. Of a table this, too, says that it remains one.
 
     Raises:
         InputError: there is no such name, file, column or function, or what it gives cannot be used; see
@@ -136,6 +140,7 @@ def read(
         kind,
         labels,
         (texts,) if isinstance(texts, str) else None if texts is None else tuple(texts),
+        written,
     )
     dataset = _read(source, choice)
     if choice.texts is not None:
@@ -158,12 +163,13 @@ def read(
     return dataset
 
 
-def read_features(source: Any) -> Any:
+def read_features(source: Any, written: Sequence[str] | None = None) -> Any:
     """Returns raw features, labelled or not, as `Encoder.encode` takes them.
 
     Args:
         source: as for `read`; also an array or a tensor, a file without a target, a folder of pictures with no
             sub-folders, one picture, or a dataset whose items are x alone.
+        written: as for `read`.
 
     Returns:
         A pandas DataFrame of a table (with all its columns), picture files, an array or a tensor of the rest.
@@ -178,8 +184,8 @@ def read_features(source: Any) -> Any:
     if isinstance(source, (str, Path)):
         found = _find(source)
         if isinstance(found, Path):
-            return _format(found).features(found)
-        return read_features(_call(found, source))
+            return _format(found).features(found, Choice(written=written))
+        return read_features(_call(found, source), written)
     if is_parts(source):
         source = part_of(source, "train", "the DatasetDict")
     if is_rows(source):
@@ -259,17 +265,16 @@ def _read(source: Any, choice: Choice) -> Dataset:
     if _is_pair(source):
         X, y = source
         if _is_frame(X):
-            return _of_columns(
-                from_frame(
-                    X,
-                    y,
-                    groups=choice.groups,
-                    times=choice.times,
-                    kind=choice.kind,
-                    labels=choice.labels,
-                    texts=choice.texts,
-                )
+            table = from_frame(
+                X,
+                y,
+                groups=choice.groups,
+                times=choice.times,
+                kind=choice.kind,
+                labels=choice.labels,
+                texts=choice.texts,
             )
+            return _of_columns(table, choice)
         if is_texts(X):
             return from_texts(X, y, kind=choice.kind, labels=choice.labels)
         return images_or_arrays(X, y, kind=choice.kind, labels=choice.labels)
@@ -293,7 +298,7 @@ def _from_frame(frame: "pandas.DataFrame", name: str, choice: Choice) -> Dataset
         labels=choice.labels,
         texts=choice.texts,
     )
-    return _of_columns(table)
+    return _of_columns(table, choice)
 
 
 def _from_rows(rows: Any, name: str, choice: Choice) -> Dataset:
@@ -307,9 +312,9 @@ def _from_rows(rows: Any, name: str, choice: Choice) -> Dataset:
     return dataclasses.replace(images, target=dataclasses.replace(images.target, name=target))
 
 
-def _of_columns(table: TableDataset) -> Dataset:
+def _of_columns(table: TableDataset, choice: Choice) -> Dataset:
     """Returns the table as what its feature column holds, where it has only one."""
-    if table.features.shape[1] == 1 and table.texts is None:
+    if table.features.shape[1] == 1 and table.texts is None and choice.written is None:
         column = table.features.iloc[:, 0]
         for form in COLUMNS:
             if form.detect(column):
@@ -318,14 +323,14 @@ def _of_columns(table: TableDataset) -> Dataset:
 
 
 def _tables(
-    read_table: Callable[[Path], "pandas.DataFrame"],
+    read_table: Callable[[Path, Choice], "pandas.DataFrame"],
     read_labelled: Callable[[Path, Choice], "pandas.DataFrame"] | None = None,
 ) -> Format:
     """Returns the format of files that are tables.
 
     Args:
         read_table: reads one.
-        read_labelled: reads one whose target is known: of text files, so that its labels stay as they were written.
+        read_labelled: reads one whose target is known, where that makes a difference; default the same.
     """
 
     def located(frame: "pandas.DataFrame", path: Path) -> "pandas.DataFrame":
@@ -333,10 +338,15 @@ def _tables(
         return frame
 
     def labelled(path: Path, choice: Choice) -> Dataset:
-        frame = read_table(path) if read_labelled is None else read_labelled(path, choice)
+        frame = (read_labelled or read_table)(path, choice)
         return _from_frame(located(frame, path), path.stem, choice)
 
-    return Format(labelled, lambda path: located(read_table(path), path))
+    return Format(labelled, lambda path, choice: located(read_table(path, choice), path))
+
+
+def _read_csv(path: Path, choice: Choice) -> "pandas.DataFrame":
+    words = {*(choice.written or ()), *(choice.texts or ())}
+    return read_csv(path, target=choice.target, kind=choice.kind, written=words)
 
 
 def _from_picture(path: Path, choice: Choice) -> Dataset:
@@ -345,7 +355,8 @@ def _from_picture(path: Path, choice: Choice) -> Dataset:
     raise InputError(f"data: {path} is one picture; give a folder that has a sub-folder of pictures for each class.")
 
 
-def _picture_features(path: Path) -> Any:
+def _picture_features(path: Path, choice: Choice) -> Any:
+    del choice
     return cifar_features(path) if is_cifar(path) else ImageFiles([path])
 
 
@@ -354,33 +365,43 @@ def _from_recording(path: Path, choice: Choice) -> Dataset:
     raise InputError(f"data: {path} is one recording; give a folder that has a sub-folder of wav files for each class.")
 
 
-_IDX = Format(lambda path, choice: from_idx(path, kind=choice.kind, labels=choice.labels), idx_features)
-_CIFAR = Format(lambda path, choice: from_cifar(path, labels=choice.labels), cifar_features)
-_NPY = Format(lambda path, choice: from_npy(path, kind=choice.kind, labels=choice.labels), npy_features)
+_IDX = Format(
+    lambda path, choice: from_idx(path, kind=choice.kind, labels=choice.labels), lambda path, _: idx_features(path)
+)
+_CIFAR = Format(lambda path, choice: from_cifar(path, labels=choice.labels), lambda path, _: cifar_features(path))
+_NPY = Format(
+    lambda path, choice: from_npy(path, kind=choice.kind, labels=choice.labels), lambda path, _: npy_features(path)
+)
 _PICTURE = Format(_from_picture, _picture_features)
-_TS = Format(lambda path, choice: from_ts(path, kind=choice.kind, labels=choice.labels), lambda path: read_ts(path)[0])
+_TS = Format(
+    lambda path, choice: from_ts(path, kind=choice.kind, labels=choice.labels), lambda path, _: read_ts(path)[0]
+)
 _UCR = Format(
-    lambda path, choice: from_ucr(path, kind=choice.kind, labels=choice.labels), lambda path: read_ucr(path)[0]
+    lambda path, choice: from_ucr(path, kind=choice.kind, labels=choice.labels), lambda path, _: read_ucr(path)[0]
 )
-_CSV = _tables(read_csv, lambda path, choice: read_csv(path, target=choice.target, kind=choice.kind))
+_CSV = _tables(_read_csv)
 _JSON = _tables(
-    read_json_table, lambda path, choice: read_json_table(path, target=choice.target or JSON_TARGET, kind=choice.kind)
+    lambda path, _: read_json_table(path),
+    lambda path, choice: read_json_table(path, target=choice.target or JSON_TARGET, kind=choice.kind),
 )
+_PARQUET, _ARROW = _tables(lambda path, _: read_parquet(path)), _tables(lambda path, _: read_arrow(path))
 _TSV = Format(
     lambda path, choice: (_UCR if choice.target is None and is_ucr(path) else _CSV).read(path, choice),
-    lambda path: (_UCR if is_ucr(path) else _CSV).features(path),
+    lambda path, choice: (_UCR if is_ucr(path) else _CSV).features(path, choice),
 )
 
 FORMATS: dict[str, Format] = {
     ".csv": _CSV,
     ".tsv": _TSV,
-    ".tab": _tables(read_tab),
+    ".tab": _tables(lambda path, _: read_tab(path)),
     ".jsonl": _JSON,
     ".ts": _TS,
-    ".parquet": _tables(read_parquet),
-    ".arrow": _tables(read_arrow),
-    ".feather": _tables(read_arrow),
-    ".npz": Format(lambda path, choice: from_npz(path, kind=choice.kind, labels=choice.labels), npz_features),
+    ".parquet": _PARQUET,
+    ".arrow": _ARROW,
+    ".feather": _ARROW,
+    ".npz": Format(
+        lambda path, choice: from_npz(path, kind=choice.kind, labels=choice.labels), lambda path, _: npz_features(path)
+    ),
     ".npy": _NPY,
     ".idx": _IDX,
     ".idx.gz": _IDX,
@@ -388,7 +409,7 @@ FORMATS: dict[str, Format] = {
     "-ubyte.gz": _IDX,
     ".bin": _CIFAR,
     **dict.fromkeys(ENDINGS, _PICTURE),
-    **dict.fromkeys(WAV_ENDINGS, Format(_from_recording, lambda path: [path])),
+    **dict.fromkeys(WAV_ENDINGS, Format(_from_recording, lambda path, _: [path])),
 }
 """How the names of files that are data end. Of a single picture there are features only, unless it is CIFAR's."""
 
@@ -398,7 +419,7 @@ FOLDERS: tuple[FolderForm, ...] = (
         is_saved,
         Format(
             lambda path, choice: _from_rows(from_disk(path), path.name, choice),
-            lambda path: features_of(from_disk(path), str(path)),
+            lambda path, _: features_of(from_disk(path), str(path)),
         ),
     ),
     FolderForm("CIFAR batches", is_cifar, _CIFAR),
@@ -407,14 +428,16 @@ FOLDERS: tuple[FolderForm, ...] = (
     FolderForm(
         "a sub-folder of pictures for each class",
         lambda folder: has_files(folder, ENDINGS),
-        Format(lambda path, choice: from_image_folder(path, labels=choice.labels), image_features),
+        Format(
+            lambda path, choice: from_image_folder(path, labels=choice.labels), lambda path, _: image_features(path)
+        ),
     ),
     FolderForm(
         "a sub-folder of wav files for each class",
         lambda folder: has_files(folder, WAV_ENDINGS),
         Format(
             lambda path, choice: from_audio_folder(path, labels=choice.labels),
-            lambda path: files_in(path, WAV_ENDINGS),
+            lambda path, _: files_in(path, WAV_ENDINGS),
         ),
     ),
 )

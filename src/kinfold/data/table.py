@@ -85,6 +85,11 @@ class TableEncoder(Encoder):
     def hints(self) -> dict[str, Any]:
         return {"widths": [column.width for column in self.columns]}
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The columns of categories and of text: `01`, `1.0` and `true` are words there, whatever else a file holds."""
+        return tuple(column.name for column in self.columns if not isinstance(column, NumberColumn))
+
     def encode(self, features: Any) -> TensorInputs:
         frame = self._frame(features)
         blocks = [column.encode(frame[column.name]) for column in self.columns]

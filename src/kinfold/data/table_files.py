@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,9 @@ MISSING_TARGETS = (*MISSING, "None")
 _DELIMITERS = (",", ";", "\t")
 
 
-def read_csv(path: Path, *, target: str | None = None, kind: Kind | None = None) -> "pandas.DataFrame":
+def read_csv(
+    path: Path, *, target: str | None = None, kind: Kind | None = None, written: Collection[str] = ()
+) -> "pandas.DataFrame":
     r"""Returns a CSV file as a table; its first line names the columns.
 
     The delimiter is the one of comma, semicolon and tab that divides the first line most. A missing value is an
@@ -40,6 +42,9 @@ def read_csv(path: Path, *, target: str | None = None, kind: Kind | None = None)
         target: the column whose labels are to come back as they were written (see `as_written`); one that the
             file does not have is passed over.
         kind: `classification` or `regression` where the way the target is written says otherwise.
+        written: columns that are text, as it is written, whatever they hold: else the type of a column hangs on all of
+            its values, and `01` may be a number in one file and a word in another. Those that the file does not have
+            are passed over.
 
     Raises:
         InputError: no such file, no UTF-8 text, no rows, a column without a name or with another's, a row with
@@ -65,7 +70,7 @@ def read_csv(path: Path, *, target: str | None = None, kind: Kind | None = None)
         index_col=False,
         keep_default_na=False,
         na_values={column: list(MISSING) for column in header if column != target},
-        dtype={target: str} if target in header else None,
+        dtype={column: str for column in header if column == target or column in written},
         low_memory=False,  # one type a column, not one a chunk
         skip_blank_lines=len(header) > 1,  # a blank line in a single column is a missing value
     )

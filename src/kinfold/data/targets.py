@@ -107,7 +107,7 @@ def as_written(texts: Sequence[str], kind: Kind | None = None) -> Shaped[np.ndar
         return np.array([int(text) for text in texts], dtype=np.int64)
     stripped = [text.strip() for text in texts]
     fractions = kind is None and not all(map(_INTEGER.fullmatch, stripped))
-    if (kind == "regression" or fractions) and all(map(_NUMBER.fullmatch, stripped)):
+    if (kind == "regression" or fractions) and all(map(is_number, stripped)):
         return np.array([float(text) for text in stripped])
     return np.array(texts, dtype=object)
 
@@ -121,6 +121,16 @@ def is_whole_number(text: str) -> bool:
     """
     short = len(text) <= 20 and _INTEGER.fullmatch(text) is not None  # more digits than 64 bits have
     return short and str(int(text)) == text and -(2**63) <= int(text) < 2**63
+
+
+def is_number(text: str) -> bool:
+    """Returns whether a text is a number, as files have them.
+
+    Example:
+        >>> [is_number(text) for text in ("-7", "1.", ".5e-3", "inf", "1,5", "n.a.", "")]
+        [True, True, True, True, False, False, False]
+    """
+    return _NUMBER.fullmatch(text) is not None
 
 
 def row_values(values: Any, rows: int, argument: str, *, sortable: bool = False) -> Shaped[np.ndarray, " N"] | None:

@@ -98,7 +98,7 @@ def _rows(finished: Finished, rows: Any) -> tuple[str, Any]:
     if rows is None and is_object(source):
         raise InputError(f"rows: the program is checked on real rows, and the run's data were a Python object; {hint}.")
     try:
-        features = read_features(source)
+        features = read_features(source, finished.encoder.written)
     except InputError as error:
         if rows is not None:
             raise

@@ -3,6 +3,7 @@
 A comparison is read from its own files (docs/contracts.md, Comparison directory), as it stands there.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from kinfold.report.words import rule_name
 
 _LEVELS = 2  # directories above the run's in which a comparison is looked for
 _SAME = ("data", "model", "tasks", "epochs")
-_NEEDED = ("target", "groups", "times", "kind")
+_NEEDED = ("target", "groups", "times", "kind", "texts")
 
 
 @dataclass(frozen=True)
@@ -100,5 +101,6 @@ def compare_command(config: Mapping[str, Any]) -> str | None:
     words = ["kinfold", "compare", str(config["data"])]
     for name in ("model", "tasks", "epochs", *_NEEDED):
         if config.get(name) is not None:
-            words += [f"--{name}", str(config[name])]
+            value = config[name]
+            words += [f"--{name}", json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)]
     return shlex.join([*words, "--arms", arms])

@@ -26,6 +26,7 @@ from kinfold.report.svg import (
     number,
     polyline,
     spaced,
+    spans_decades,
     text,
     width_of,
 )
@@ -97,7 +98,7 @@ def curves(
     """
     T = values.shape[1]
     finite = values[np.isfinite(values)]
-    log = bool(finite.size and finite.min() > 0 and finite.max() > 10 * finite.min())
+    log = spans_decades(finite)
     labelled = [t for t in range(T) if T > 1 and (T <= COLOURED or t == selected)]
     height, top, bottom = 230, 24, 192
     y = Axis.over(finite, bottom, top, log=log)

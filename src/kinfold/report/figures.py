@@ -1,7 +1,7 @@
 """A result's charts as matplotlib figures, for notebooks and papers. `Result.plot` is their front door.
 
 None of them is known to pyplot. A figure is dark on white whatever the notebook's theme, and its text is escaped, so
-that a dollar sign in a name is no mathematics. Colours are those of Okabe and Ito; what matters is told by marks, too.
+that a dollar sign in a name is no mathematics. What matters is told by marks, and not by colours alone.
 
 Shapes: T tasks, P periods.
 """
@@ -13,15 +13,15 @@ from typing import Any, final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-# Okabe & Ito, *Color Universal Design*, 2008, less the yellow, which vanishes on white.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C", "#000000")
-_BLUE, _GREY = _COLOURS[0], _COLOURS[6]
+from kinfold.report.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, colours_of
+from kinfold.report.svg import spans_decades
+
+_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, "black")
 
 _NUMBERED = 12
 """Tasks, up to which a matrix has its numbers in its cells."""
@@ -57,13 +57,14 @@ def curves(
         selected: the task that was handed back, or None.
     """
     figure, (left, right) = _new(8.4, 3.4, 2)
+    colours = colours_of(losses.shape[1], _COLOURS)
     for axes, values, label in ((left, losses, "training loss"), (right, scores, f"validation {_plain(metric)}")):
         for t in range(values.shape[1]):
             strong = t == selected
             axes.plot(
                 periods,
                 values[:, t],
-                color=_colour(t, values.shape[1]),
+                color=colours[t],
                 linewidth=2.4 if strong else 1.1,
                 zorder=3 if strong else 2,
                 marker="." if len(periods) == 1 else None,
@@ -77,7 +78,8 @@ def curves(
     if len(student):
         left.autoscale(axis="x")
         left.plot(*student.T, color="black", linestyle="--", linewidth=1.8, zorder=4, label="student on all rows")
-    _log_where_it_helps(left, np.concatenate([losses.ravel(), student[:, 1]]))
+    if spans_decades(np.concatenate([losses.ravel(), student[:, 1]])):
+        left.set_yscale("log")
     many = losses.shape[1] > len(_COLOURS)  # more colours than can be told apart: only what matters has a name
     named = [line for t, line in enumerate(left.get_lines()) if not many or t in (selected, losses.shape[1])]
     if named:
@@ -137,7 +139,7 @@ def transfer_graph(accepted: Int[np.ndarray, "T T"], proposed: Int[np.ndarray, "
                 shrinkB=size,
                 linewidth=0.5 + 2.5 * taken / most,
                 linestyle="-" if taken else (0, (3, 3)),
-                color=_BLUE if taken else _GREY,
+                color=BLUE if taken else GREY,
                 alpha=0.8,
             )
         )
@@ -161,8 +163,8 @@ def calibration(bins: Sequence[Mapping[str, Any]], *, rows: str) -> Chart:
     confidence, accuracy, count = (
         np.asarray([each[name] for each in bins], dtype=np.float64) for name in ("confidence", "accuracy", "rows")
     )
-    above.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="as sure as right")
-    above.plot(confidence, accuracy, "o-", color=_BLUE, label="the model")
+    above.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="as sure as right")
+    above.plot(confidence, accuracy, "o-", color=BLUE, label="the model")
     above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that was right")
     above.legend(frameon=False, loc="upper left", fontsize="small")
     above.set_title(_plain(rows))
@@ -171,7 +173,7 @@ def calibration(bins: Sequence[Mapping[str, Any]], *, rows: str) -> Chart:
         count,
         width=[each["high"] - each["low"] for each in bins],
         align="edge",
-        color=_BLUE,
+        color=BLUE,
         edgecolor="white",
     )
     below.set(xlim=(0, 1), xlabel="confidence", ylabel="rows")
@@ -216,18 +218,6 @@ def _cells(axes: Axes, values: Float[np.ndarray, "T T"], digits: int) -> Any:
 def _ink(picture: Any, value: float) -> str:
     """What can be read on a cell of a heat map; an empty one is white."""
     return "black" if not math.isfinite(value) or sum(picture.to_rgba(value)[:3]) > 1.4 else "white"
-
-
-def _log_where_it_helps(axes: Axes, values: Float[np.ndarray, " n"]) -> None:
-    finite = values[np.isfinite(values)]
-    if finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():
-        axes.set_yscale("log")
-
-
-def _colour(task: int, tasks: int) -> Any:
-    if tasks <= len(_COLOURS):
-        return _COLOURS[task]
-    return colormaps["viridis"](0.1 + 0.8 * task / (tasks - 1))
 
 
 def _plain(text: str) -> str:

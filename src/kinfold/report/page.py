@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
+from kinfold.data import encoder_from_spec
 from kinfold.errors import InputError
 from kinfold.files import json_line, read_json, read_json_lines, read_yaml, write_text
 from kinfold.report import charts, words
@@ -52,7 +53,7 @@ def write_report(run_directory: Path, rows: Any = None) -> Path:
     """Writes `report.html` into a run directory, from the files that are there.
 
     Args:
-        run_directory: a run directory with `result.json`, and `history.jsonl` and `config.yaml`.
+        run_directory: a run directory with `result.json`, `history.jsonl` and `config.yaml`, and for rows `model.json`.
         rows: the run's data, as `kinfold.fit` was given them, for the hardest rows to be shown on the page; or None,
             and it has their numbers, labels and losses alone.
 
@@ -71,11 +72,19 @@ def write_report(run_directory: Path, rows: Any = None) -> Path:
         if diagnostics is None:
             raise InputError(f"rows: {run_directory} is of a version that kept no hardest rows; leave them out.")
         hardest = [each["row"] for each in diagnostics["hardest"]]
-        shown = rows_to_show(rows, config, diagnostics["data"], hardest)
+        shown = rows_to_show(rows, config, diagnostics["data"], hardest, _written(run_directory / "model.json"))
     page = render(result, history, config, beside=comparison_beside(run_directory, config), shown=shown)
     path = run_directory / "report.html"
     write_text(path, page)
     return path
+
+
+def _written(path: Path) -> tuple[str, ...] | None:
+    """What the run's encoder has to say of how its data are read."""
+    try:
+        return encoder_from_spec(read_json(path)["encoder"]).written
+    except (KeyError, TypeError) as error:
+        raise InputError(f"run: {path} is damaged or of another version ({error!r}).") from None
 
 
 def render(

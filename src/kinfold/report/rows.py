@@ -34,7 +34,7 @@ from kinfold.data.items import StreamedItems
 from kinfold.errors import InputError
 from kinfold.report import charts
 
-_READ_BY = ("target", "groups", "times", "kind")  # keys of a configuration that say how data are read
+_READ_BY = ("target", "groups", "times", "kind", "texts")  # keys of a configuration that say how data are read
 _MOST_LETTERS = 600
 _MOST_VALUES = 24
 _LONGEST_SIDE = 160  # of a picture, in pixels
@@ -59,7 +59,13 @@ class Shown:
     more: str | None = None
 
 
-def rows_to_show(source: Any, config: Mapping[str, Any], known_by: str, wanted: Sequence[int]) -> dict[int, Shown]:
+def rows_to_show(
+    source: Any,
+    config: Mapping[str, Any],
+    known_by: str,
+    wanted: Sequence[int],
+    written: Sequence[str] | None = None,
+) -> dict[int, Shown]:
     """Returns rows of a run's data by their numbers; none where the data are of a kind that has no picture.
 
     Args:
@@ -67,11 +73,12 @@ def rows_to_show(source: Any, config: Mapping[str, Any], known_by: str, wanted: 
         config: the run's configuration, which says how they are read.
         known_by: the fingerprint of the run's data.
         wanted: the rows' numbers.
+        written: of the run's encoder, as for `kinfold.data.read`.
 
     Raises:
         InputError: the data cannot be read, or are not the run's.
     """
-    dataset = read(source, **{name: config.get(name) for name in _READ_BY})
+    dataset = read(source, **{name: config.get(name) for name in _READ_BY}, written=written)
     if fingerprint(dataset, dataset.fingerprints()) != known_by:
         raise InputError(
             f"rows: {dataset.name} is not the data of the run, which were {config.get('data')}, or has changed since; "
@@ -170,7 +177,7 @@ def _eight_bits(values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 
 def _picture(pixels: UInt8[np.ndarray, "H W *C"]) -> tuple[str, int, int]:
     step = -(-max(pixels.shape[:2]) // _LONGEST_SIDE)
-    pixels = pixels[::step, ::step]
+    pixels = pixels[::step, ::step, :3]  # a fourth channel is what a screen has no colour for
     height, width = pixels.shape[:2]
     return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}", width, height
 

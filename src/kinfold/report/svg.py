@@ -153,6 +153,17 @@ def fitted(words: str, room: Length, size: Length = TEXT) -> str:
     return f"{words}…"
 
 
+def spans_decades(values: Iterable[Length]) -> bool:
+    """Returns whether values are better seen on a logarithmic axis: all above 0, the greatest ten times the least.
+
+    Example:
+        >>> spans_decades([0.1, 2.0]), spans_decades([0.0, 2.0]), spans_decades([math.nan])
+        (True, False, False)
+    """
+    finite = [float(value) for value in values if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0 and max(finite) > 10 * min(finite)
+
+
 @dataclass(frozen=True)
 class Axis:
     """From values to lengths.

@@ -22,7 +22,7 @@ class Finding:
     """One thing found, over all tasks in which it was. Plain values, so `dataclasses.asdict` of it is JSON.
 
     Attributes:
-        kind: what was found (see `audit`).
+        kind: what was found: see `audit`, and `kinfold.assembling.column_findings`.
         severity: `warning` where scores are not to be trusted as they stand, else `note`.
         message: one line for the user.
         tasks: the tasks concerned; empty where it concerns the sealed rows and not a single task.

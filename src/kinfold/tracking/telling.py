@@ -108,14 +108,14 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
 
         Args:
             result: of the run.
-            folder: the run directory, complete, or None.
+            folder: the run directory, just completed, whose files trackers may take; or None, for a copy of them.
         """
         if not self._lines:
             return []
         with contextlib.ExitStack() as stack:
-            if folder is None:  # nothing was to be written, but trackers take files
+            if folder is None:  # trackers take files
                 folder = result.save(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run")
-            rest = Told({"event": "end"}, time.time(), self._curves.rest())
+            rest = self._rest()
             ending = ending_of(result.to_json(), self._curves, folder)
             for line in self._lines:
                 line.put(rest)
@@ -132,8 +132,14 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
             if note.get("severity") == "warning":
                 _LOG.warning("%s", note["message"])
 
+    def _rest(self) -> Told:
+        return Told({"event": "end"}, time.time(), self._curves.rest())
+
     def _close(self, status: Status) -> None:
+        rest = self._rest()
         for line in self._lines:
+            if rest.points:
+                line.put(rest)
             line.put(_End(status, None))
         until = time.monotonic() + _PATIENCE
         for line in self._lines:
@@ -234,6 +240,8 @@ class _Line:
         told = [one for one in heard if isinstance(one, Told)]
         if told:
             began = time.monotonic()
+            if not self._identity:  # one that fails now is caught up with later
+                self._remember({})
             self._session.tell(told)
             self._remember({})
             now = time.monotonic()

@@ -58,7 +58,7 @@ class _Session(Session):
         self._last = {task: _last_steps(folder / name) for task, name in names.items()} if resumed else {}
         # Flushed after every call of `tell`; the files' own clock need not do it.
         self._writers = {task: SummaryWriter(str(folder / name), flush_secs=3600) for task, name in names.items()}
-        if not resumed:
+        if not self._last.get(None):
             self._describe(run)
 
     @property
@@ -119,6 +119,8 @@ def _last_steps(folder: Path) -> dict[str, int]:
     """The last step of every curve that event files hold, and of every text."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, TENSORS, EventAccumulator
 
+    if not folder.is_dir():  # elsewhere than before, or deleted since
+        return {}
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 1, TENSORS: 1})  # of which one, the last
     events.Reload()
     tags = events.Tags()
