@@ -228,6 +228,19 @@ def test_a_history_is_written_as_it_happens(tmp_path: Path) -> None:
     assert len(read_json_lines(path)) == 4
 
 
+def test_notes_of_an_engine_are_of_a_period(tmp_path: Path) -> None:
+    """Those of periods that run again are taken out with them."""
+    engine, path = Scripted([[(0.5, 1.0)] * 3] * 3, [True] * 3), tmp_path / "history.jsonl"
+    engine.notes = lambda: [f"after {len(engine.calls)} calls"]
+    _, _, heard = go(engine, epochs=3)
+    notes = [event for event in heard if event["event"] == "note"]
+    assert [note["period"] for note in notes] == [1, 2, 3]
+    file = HistoryFile(path)
+    for event in heard:
+        file(event)
+    assert [event for event in HistoryFile(path, through=2).kept if event["event"] == "note"] == notes[:2]
+
+
 @final
 @dataclass(frozen=True)
 class Steps(Rule):

@@ -138,7 +138,7 @@ def finish(
         encoder=encoder,
         target=Target(dataset.target.kind, dataset.target.outputs, dataset.target.labels, dataset.target.name),
         engine=engine.name,
-        device=str(job.device),
+        device=str(engine.trained_on() or job.device),
         epochs_run=progress.period,
         stopped=stopped,
         source=Source(dataset.name, len(splits), int(splits.sealed.sum()), progress.data),

@@ -294,7 +294,7 @@ def carry_out(
             listen=history,
             stopped=stopped,
         )
-        tell_of_notes(started, history)
+        tell_of_notes(started, history, progress.period)
         result.cost["wall_seconds"] += earlier
         return result, [started.export(t) for t in members(result)]
 

@@ -185,7 +185,7 @@ def run(
                 "seconds": scored - began,
             }
         )
-        tell_of_notes(engine, listen)
+        tell_of_notes(engine, listen, progress.period)
         transfers.tell_of_period()
         told = time.perf_counter()
         last = progress.period == epochs or _worn_out(progress, patience)
@@ -206,10 +206,10 @@ def run(
     return "epochs" if progress.period >= epochs else "patience"
 
 
-def tell_of_notes(engine: Engine, listen: Listener) -> None:
-    """Passes on what an engine has to tell the user."""
+def tell_of_notes(engine: Engine, listen: Listener, period: int) -> None:
+    """Passes on what an engine has to tell the user of a period; if that runs again, it is taken out with it."""
     for message in engine.notes():
-        listen({"event": "note", "message": message})
+        listen({"event": "note", "message": message, "period": period})
 
 
 def _worn_out(progress: Progress, patience: int | None) -> bool:

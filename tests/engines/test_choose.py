@@ -1,5 +1,6 @@
 """Which engine runs, and what is said where a model cannot be run as asked."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -142,3 +143,11 @@ def test_what_is_for_the_cluster_is_refused_elsewhere(lab, argument, value):
         InputError, match=f"^{argument}: '{value}' is for the engine cluster, and engine is 'vectorised'"
     ):
         choose_engine("vectorised", lab.make_job(), **{argument: value})
+
+
+@pytest.mark.parametrize("engine", ["cluster", "sequential"])
+def test_optimizers_are_counted_before_anything_starts(lab: SimpleNamespace, engine: str) -> None:
+    job = lab.make_job(tasks=3)
+    job = dataclasses.replace(job, optimizer=[job.optimizer] * 2)
+    with pytest.raises(InputError, match=r"^optimizer: 2 given for 3 tasks; give one, or one a task"):
+        choose_engine(engine, job)

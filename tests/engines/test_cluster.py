@@ -31,7 +31,7 @@ from kinfold.transfer import AMTO, PAPA, Mix, Plan, Rule, TeachRule, Together
 
 ray = pytest.importorskip("ray")
 
-from kinfold.engines.cluster import Cluster  # noqa: E402
+from kinfold.engines.cluster import Cluster, placement  # noqa: E402
 from kinfold.engines.cluster.placement import Resources, parse_resources  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -320,6 +320,16 @@ def test_a_straggler_is_named_once(lab: SimpleNamespace, reused: Reused) -> None
     assert "takes 3.0 times as long for a row" in note
 
 
+def test_what_trains_is_what_the_actors_have(
+    lab: SimpleNamespace, reused: Reused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not what the driver has."""
+    engine = reused(rich_job(lab))
+    assert engine.trained_on() == torch.device("cpu")
+    monkeypatch.setattr(engine._crew, "resources", Resources(1, 0.5))
+    assert engine.trained_on() == torch.device("cuda")
+
+
 # -- what goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +344,16 @@ class Fails(Method):
 
     def draw(self, order: Tensor, state: State, key: Tensor) -> Tensor:
         return self.how() or order
+
+
+class Unstartable:
+    """A host on a node where something is not installed."""
+
+    def __init__(self, cpus: int, gpu: bool) -> None:
+        raise ModuleNotFoundError("No module named 'kinfold'")
+
+    def node(self) -> str:
+        return ""
 
 
 def bad_input() -> None:
@@ -359,7 +379,9 @@ def test_a_copy_that_is_lost_with_the_original(lab: SimpleNamespace, reused: Reu
 
 
 @pytest.mark.usefixtures("cpus")
-def test_what_fails_in_an_actor_is_the_users_to_mend(lab: SimpleNamespace, reused: Reused) -> None:
+def test_what_fails_in_an_actor_is_the_users_to_mend(
+    lab: SimpleNamespace, reused: Reused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if reused.engine is not None:  # its CPUs
         reused.engine.close()
         reused.engine = None
@@ -376,6 +398,10 @@ def test_what_fails_in_an_actor_is_the_users_to_mend(lab: SimpleNamespace, reuse
         Cluster(lab.make_job(), resources="cpus=64")
     with pytest.raises(InputError, match=r"^engine: cluster cannot send the model.*\(TypeError: cannot pickle"):
         Cluster(lab.make_job(model=partial(nn.Linear, 5, 3, device=threading.Lock())))
+    with monkeypatch.context() as patch:
+        patch.setattr(placement, "Host", Unstartable)
+        with pytest.raises(InputError, match=r"^engine: actors cannot start \(.*No module named 'kinfold'\); see that"):
+            Cluster(lab.make_job(), resources="cpus=2")
     assert ray.is_initialized()  # which is not the engine's to stop
 
 
@@ -409,7 +435,7 @@ def test_what_each_actor_runs(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPa
     chosen: list[Any] = []
     monkeypatch.setattr(choose, "_cluster", lambda *arguments: chosen.append(arguments[1:]) or Sequential(arguments[0]))
     choose_engine("cluster", lab.make_job(model=lab.network if model is None else model), resources="cpus=2")
-    assert chosen == [(kind, "cpus=2")]
+    assert chosen == [(kind, "cpus=2", None)]
 
 
 def test_without_ray(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,13 @@
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from kinfold.errors import InputError
+from kinfold.random import seeded_everywhere
 from kinfold.tasks.state import build_starts, export_module, forward, materialise, stack_models
 
 CPU = torch.device("cpu")
@@ -50,6 +53,25 @@ def test_starts_are_keyed_by_seed_task_and_generation():
     assert not torch.equal(first[0], weights(seed=1)[0])
     assert not torch.equal(first[0], weights(generation=1)[0])
     assert all(torch.equal(first[0], w) for w in weights(shared=True))
+
+
+def test_factories_may_draw_from_any_generator():
+    """Wherever a start is built it is the same, and what is drawn after it too."""
+
+    def factory():
+        model = nn.Linear(2, 2)
+        with torch.no_grad():
+            model.weight.copy_(torch.from_numpy(np.random.rand(2, 2)))  # noqa: NPY002
+            model.bias.fill_(random.random())
+        return model
+
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    one = build_starts(factory, 1, True, seed=0)[0]
+    assert (before == np.random.get_state()[1]).all()  # noqa: NPY002
+    with seeded_everywhere("elsewhere"):
+        other = build_starts(factory, 1, True, seed=0)[0]
+    assert torch.equal(one.weight, other.weight)
+    assert torch.equal(one.bias, other.bias)
 
 
 def test_a_module_is_everyones_start_and_is_left_alone():

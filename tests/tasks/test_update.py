@@ -435,3 +435,15 @@ def test_what_cannot_step_is_refused(make, message):
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="scheduler: it cannot be made"):
         Updater(numbers(0), OPTIMIZERS["sgd"], partial(schedules.OneCycleLR, max_lr=0.1), fuse=True)
+
+
+def test_state_from_another_device_goes_to_that_of_the_parameter():
+    """As when it comes from another process: all but counters, unless the optimizer keeps these beside it too."""
+    params = {"weight": torch.zeros(2, 4, 3, device="meta")}
+    given = {("weight", "row_var"): torch.ones(4, 1), ("weight", "step"): torch.tensor(3.0)}
+    for make, of_step in ((partial(optim.Adafactor, lr=0.1), "cpu"), (partial(optim.Adam, capturable=True), "meta")):
+        updater = Updater(params, make, None, fuse=False)
+        updater.carry(lambda _name, _slot, moments: moments, [2, 1], beside=[given])
+        own, other = updater.slots()
+        assert {slot: value.device.type for (_, slot), value in own.items()} == {"row_var": "meta", "step": of_step}
+        assert not other

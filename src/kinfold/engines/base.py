@@ -161,6 +161,10 @@ class Engine(abc.ABC):
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Puts back what `state` returned, in an engine started on the same job."""
 
+    def trained_on(self) -> torch.device | None:
+        """Returns the kind of device that the tasks are trained on where that is not the job's own; else None."""
+        return None
+
     def notes(self) -> list[str]:
         """Returns what the user is to be told of since it was last asked, such as what was lost and made again."""
         return []

@@ -24,6 +24,7 @@ from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
 from kinfold.errors import InputError, unknown
 from kinfold.processes import usable_cpus
+from kinfold.tasks.update import check_count
 
 
 def _cluster(
@@ -86,6 +87,7 @@ def choose_engine(
         if given is not None and name != "cluster":
             raise InputError(f"{argument}: {given!r} is for the engine cluster, and engine is {name!r}; leave it out.")
     codec = resolve_compression(compression)
+    check_count(job.optimizer, job.tasks)  # of all, also where fewer are tried
     try:
         plain = Sequential(job if name != "cluster" else first_tasks(job, 1))  # beyond what one machine holds
     except InputError:

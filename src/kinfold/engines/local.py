@@ -945,6 +945,11 @@ class LocalEngine(Engine):
         return draws
 
 
+def example_rows(job: Job) -> Rows:
+    """Returns rows by which lazy layers get their shapes."""
+    return job.inputs.rows(job.train[0].nonzero().flatten()[:2])
+
+
 def start_stack(job: Job, generation: int = 0, first: int = 0, apart: bool = False) -> TaskStack:
     """Returns the tasks' models before training.
 
@@ -955,8 +960,7 @@ def start_stack(job: Job, generation: int = 0, first: int = 0, apart: bool = Fal
         apart: see `stack_models`.
     """
     starts = build_starts(job.model, job.tasks, job.shared_start, job.seed, generation, first)
-    example = job.inputs.rows(job.train[0].nonzero().flatten()[:2])
-    materialise(starts, example, job.seed, 0 if job.shared_start else first)
+    materialise(starts, example_rows(job), job.seed, 0 if job.shared_start else first)
     stack = stack_models(starts, job.device, job.dtype, apart)
     return stack.channels_last() if job.channels_last else stack
 

@@ -178,7 +178,7 @@ def build_starts(
         return [copy.deepcopy(model)] * tasks
     starts = []
     for t in range(1) if shared else range(first, first + tasks):
-        with random.seeded(torch.device("cpu"), seed, "start", t, generation):
+        with random.seeded_everywhere(seed, "start", t, generation):
             try:
                 start = model()
             except InputError:

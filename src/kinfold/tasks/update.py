@@ -110,6 +110,16 @@ _COUNTERS = frozenset({"step", "mu_product", "eta", "mu"})
 """Optimizer state that is one number for the whole parameter, even where that is itself one number."""
 
 
+def check_count(optimizers: MakeOptimizer | Sequence[MakeOptimizer], tasks: int) -> None:
+    """Checks that there is one maker of optimizers, or one for each task.
+
+    Raises:
+        InputError: there are others.
+    """
+    if not callable(optimizers) and len(optimizers) != tasks:
+        raise InputError(f"optimizer: {len(optimizers)} given for {tasks} tasks; give one, or one a task.")
+
+
 class Updater:
     """Steps the stacked parameters in place.
 
@@ -133,8 +143,7 @@ class Updater:
         self._params = {name: value.detach() for name, value in params.items()}
         self._makers, self._make_scheduler = optimizers, scheduler
         self.tasks = len(next(iter(params.values())))
-        if not callable(optimizers) and len(optimizers) != self.tasks:
-            raise InputError(f"optimizer: {len(optimizers)} given for {self.tasks} tasks; give one, or one a task.")
+        check_count(optimizers, self.tasks)
         self._stacks: dict[str, nn.Parameter] = {}
         self._rows: list[dict[str, nn.Parameter]] = []
         self._build_rows()
@@ -157,7 +166,8 @@ class Updater:
         if self.fused:
             if tasks is None:
                 for name, parameter in self._stacks.items():
-                    parameter.grad = _laid_out_as(parameter, grads.get(name))
+                    grad = grads.get(name)
+                    parameter.grad = None if grad is None else _laid_out_as(parameter, grad)
                 self._optimizers[0].step()
                 return
             self.unfuse()
@@ -296,10 +306,10 @@ class Updater:
         state = self._optimizers[t].state[parameter]
         if value is None:
             state.pop(slot, None)
-        elif _is_moment(slot, value, parameter.shape):
-            state[slot] = _laid_out_as(parameter, value.clone())
+        elif isinstance(value, Tensor):
+            state[slot] = _own(slot, value, parameter, self._optimizers[t])
         else:
-            state[slot] = value.clone() if isinstance(value, Tensor) else value
+            state[slot] = value
 
     def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """Returns (tensors keyed `task/parameter/slot`, JSON values of each task), alike for both forms."""
@@ -330,19 +340,12 @@ class Updater:
         for t, optimizer in enumerate(self._optimizers):
             names = self._stacks if self.fused else self._rows[t]
             groups = optimizer.param_groups
-            # Counters live on the CPU, unless the optimizer was asked to keep them beside the parameter.
-            beside = {
-                id(p) for group in groups if group.get("capturable") or group.get("fused") for p in group["params"]
-            }
             optimizer.state.clear()
             for (name, slot), value in by_task[t].items():
                 parameter = names[name]
                 if self.fused and _is_moment(slot, value, parameter.shape[1:]):
                     value = torch.stack([row[name, slot] for row in by_task])
-                moves = slot not in _COUNTERS or id(parameter) in beside
-                own = value.detach().clone().to(parameter.device if moves else "cpu")
-                moment = _is_moment(slot, own, parameter.shape)
-                optimizer.state[parameter][slot] = _laid_out_as(parameter, own) if moment else own
+                optimizer.state[parameter][slot] = _own(slot, value, parameter, optimizer)
             for key, plain in others[t]["slots"].items():
                 name, slot = key.rsplit("/", 1)
                 optimizer.state[names[name]][slot] = plain
@@ -447,11 +450,24 @@ def in_step(tensors: Mapping[str, Tensor], others: Sequence[Mapping[str, Any]]) 
     )
 
 
-def _laid_out_as(parameter: Tensor, grad: Tensor | None) -> Tensor | None:
+def _own(slot: str, value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tensor:
+    """A copy of a slot's tensor where the optimizer has it, whatever device it came from.
+
+    Counters live on the CPU, unless the optimizer was asked to keep them beside the parameter.
+    """
+    beside = slot not in _COUNTERS or any(
+        (group.get("capturable") or group.get("fused")) and any(p is parameter for p in group["params"])
+        for group in optimizer.param_groups
+    )
+    own = value.detach().clone().to(parameter.device if beside else "cpu")
+    return _laid_out_as(parameter, own) if _is_moment(slot, own, parameter.shape) else own
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """Returns a gradient that lies in memory as the parameter does: moments begin as its copies, and stay so."""
-    if grad is None or grad.stride() == parameter.stride():
-        return grad
-    return torch.empty_like(parameter, dtype=grad.dtype).copy_(grad)
+    if value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _is_number(value: object) -> bool:

@@ -5,6 +5,7 @@ gives goes back in the answer, or stays in the object store of the host's node, 
 """
 
 import dataclasses
+import gc
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,12 +22,13 @@ from kinfold.data.streamed import Streamed
 from kinfold.engines.base import Job
 from kinfold.engines.cluster.packing import Packed, packed, unpacked
 from kinfold.engines.exchange import bytes_of
-from kinfold.engines.local import LocalEngine, start_stack
+from kinfold.engines.local import LocalEngine, example_rows, start_stack
 from kinfold.engines.sharing import EngineState, joined_states, state_of_tasks
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
 from kinfold.tasks.objective import make_objective
 from kinfold.tasks.order import Segment
+from kinfold.tasks.state import build_starts, materialise
 
 DATA = ("inputs", "targets", "train", "validation")
 """What of a job all hosts of a node read in one place; the rest of it each has for itself."""
@@ -129,9 +131,9 @@ class Host:
         """Starts a share's engine in the place of the one it had, from the job's start or from what is given."""
 
         def begun() -> None:
-            self._engines.pop(share, None)  # its memory
+            self._drop([share])
             how: Beginning = unpacked(beginning)
-            engine = how.kind(*self._share_of(how, unpacked(rest), unpacked(data, shared=True)))
+            engine = self._started(how, unpacked(rest), unpacked(data, shared=True))
             if parts:
                 states = [_fetched(part, shared=True) for part in parts]
                 engine.restore(*joined_states(states, how.parts))
@@ -160,10 +162,9 @@ class Host:
 
         return _answered(ran, "carrying out a plan"), held
 
-    def keep(self, share: int, version: int, forget: int) -> Held:
-        """Keeps a share's state under a number, forgets those of lower numbers than `forget`; returns where it is."""
+    def keep(self, share: int, version: int) -> Held:
+        """Keeps a share's state under a number; returns where it is."""
         self._kept[share, version] = ray.put(packed(self._engines[share].state()))
-        _forget(self._kept, [share], forget)
         return self.kept(share, version)
 
     def kept(self, share: int, version: int) -> Held:
@@ -172,21 +173,37 @@ class Host:
 
     def drop(self) -> None:
         """Drops all engines."""
-        self._engines.clear()
+        self._drop([*self._engines])
 
     def forget(self, shares: Sequence[int]) -> None:
         """Forgets all of shares that are no more."""
-        _forget(self._kept, shares)
-        for share in shares:
-            self._engines.pop(share, None)
+        _forget_shares(self._kept, shares)
+        self._drop(shares)
+
+    def forget_before(self, version: int) -> None:
+        """Forgets the states of lower numbers, of all shares."""
+        _forget_before(self._kept, version)
+
+    def _drop(self, shares: Sequence[int]) -> None:
+        """Ends engines of shares where there are any, and frees their memory now: others are to have it."""
+        engines = [self._engines.pop(share) for share in shares if share in self._engines]
+        if not engines:
+            return
+        for engine in engines:
+            engine.close()
+        del engine, engines
+        gc.collect()  # what records their steps refers to them
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _called(self, share: int, call: Packed, given: tuple[Held | Missing, ...]) -> Any:
         function, arguments = unpacked(call)
         fetched = [_fetched(held) for held in given]
         return function(self._engines[share], *(fetched[a.number] if isinstance(a, Slot) else a for a in arguments))
 
-    def _share_of(self, how: Beginning, rest: dict[str, Any], data: dict[str, Any]) -> tuple[Job, Any, int]:
-        """Returns (job, stack, number of the first task) of a share."""
+    def _started(self, how: Beginning, rest: dict[str, Any], data: dict[str, Any]) -> LocalEngine:
+        """Returns the engine of a share, whose tasks start as they do among all."""
+        start: nn.Module | None = rest.pop("start")
         tasks, optimizer = how.tasks, rest["optimizer"]
         masks = {name: data[name][tasks] for name in ("train", "validation")}
         own = {"optimizer": optimizer if callable(optimizer) else optimizer[tasks]}
@@ -197,7 +214,15 @@ class Host:
         if isinstance(job.inputs, Streamed) and job.inputs.num_workers is None:
             job.inputs.num_workers = self._cpus  # this host's share of what the node has
         apart = how.total > 1 and not job.shared_start and not isinstance(job.model, nn.Module)
-        return job, start_stack(job, first=tasks.start, apart=apart), tasks.start
+        begun = job if start is None else dataclasses.replace(job, model=start)
+        engine = how.kind(job, start_stack(begun, first=tasks.start, apart=apart), tasks.start)
+        if start is not None:
+            engine.start = {
+                name: value.detach().to(self._device, job.dtype)
+                for name, value in start.named_parameters()
+                if value.requires_grad
+            }
+        return engine
 
 
 @final
@@ -207,14 +232,13 @@ class Keeper:
     def __init__(self) -> None:
         self._copies: dict[tuple[int, int], Packed] = {}
 
-    def store(self, share: int, version: int, forget: int, held: Held) -> bool:
-        """Takes a copy, and only then lets go of those of lower numbers than `forget`; returns whether it has come."""
+    def store(self, share: int, version: int, held: Held) -> bool:
+        """Takes a copy; returns whether it has come."""
         try:
             content, buffers = ray.get(held.reference[0])
         except RayError:
             return False
         self._copies[share, version] = content, [buffer.copy() for buffer in buffers]
-        _forget(self._copies, [share], forget)
         return True
 
     def give(self, share: int, version: int) -> Held:
@@ -223,12 +247,22 @@ class Keeper:
 
     def forget(self, shares: Sequence[int]) -> None:
         """Forgets shares that are no more."""
-        _forget(self._copies, shares)
+        _forget_shares(self._copies, shares)
+
+    def forget_before(self, version: int) -> None:
+        """Forgets copies of lower numbers, of all shares: also of those that have another keeper now."""
+        _forget_before(self._copies, version)
 
 
-def _forget(kept: dict[tuple[int, int], Any], shares: Sequence[int], below: int | None = None) -> None:
+def _forget_shares(kept: dict[tuple[int, int], Any], shares: Sequence[int]) -> None:
     for share, version in list(kept):
-        if share in shares and (below is None or version < below):
+        if share in shares:
+            del kept[share, version]
+
+
+def _forget_before(kept: dict[tuple[int, int], Any], number: int) -> None:
+    for share, version in list(kept):
+        if version < number:
             del kept[share, version]
 
 
@@ -276,11 +310,23 @@ def piece(engine: LocalEngine, tasks: slice) -> EngineState:
 # -- jobs --------------------------------------------------------------------------------------------------------------
 
 
-def halves(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (a job without its data, its data), as they are sent: for any device, in the type that hosts train in."""
+def shared_start(job: Job) -> nn.Module | None:
+    """Returns what a factory gives for all tasks, called once; None where it is no factory, or they start apart."""
+    if isinstance(job.model, nn.Module) or not job.shared_start:
+        return None
+    starts = build_starts(job.model, 1, True, job.seed)
+    materialise(starts, example_rows(job), job.seed)
+    return starts[0]
+
+
+def halves(job: Job, start: nn.Module | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns (a job without its data, its data), as they are sent: for any device, in the type that hosts train in.
+
+    `start` is the tasks' shared one, which a factory that is called again on a host might not give again.
+    """
     fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
     data = {name: fields.pop(name) for name in DATA} | {"inputs": job.inputs.to(torch.device("cpu"), job.dtype)}
     objective = job.objective  # as its ingredients, of which a host makes its own
     made_of = (objective.kind, objective.outputs, objective.score_loss, objective.metric)
     del fields["device"]
-    return fields | {"objective": made_of}, data
+    return fields | {"objective": made_of, "start": start}, data

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from kinfold.engines.base import Engine, Job
-from kinfold.engines.cluster.actors import halves, trained
+from kinfold.engines.cluster.actors import halves, shared_start, trained
 from kinfold.engines.cluster.packing import sent
 from kinfold.engines.cluster.placement import Crew, node_name
 from kinfold.engines.cluster.recovery import Shares
@@ -65,10 +65,11 @@ class Cluster(Engine):
         grace: float | int = 20.0,
     ):
         self._job = job
-        both = [sent(half) for half in halves(job)]  # before anything is started
-        self._crew = crew = Crew(resources, job.tasks, job.device.type == "cuda")
-        self._end = weakref.finalize(self, crew.close)
+        self._start = shared_start(job)
+        both = [sent(half) for half in halves(job, self._start)]  # before anything is started
         self._notes: list[str] = []
+        self._crew = crew = Crew(resources, job.tasks, job.device.type == "cuda", self._notes.append)
+        self._end = weakref.finalize(self, crew.close)
         self._pace: dict[Any, int] = {}  # by host: in how many periods running it was slow
         self._named: set[Any] = set()
         self._spent: dict[int, tuple[int, float]] = {}  # by share: (rows, seconds) of the present period
@@ -112,7 +113,7 @@ class Cluster(Engine):
     def reschedule(self, scheduler: MakeScheduler | None) -> None:
         self._ask(LocalEngine.reschedule, scheduler, changes=True)
         self._job = dataclasses.replace(self._job, scheduler=scheduler)
-        self._shares.start_from(sent(halves(self._job)[0]))
+        self._shares.start_from(sent(halves(self._job, self._start)[0]))
 
     def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
         return torch.cat(self._ask(LocalEngine.sound, best))
@@ -150,6 +151,9 @@ class Cluster(Engine):
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         self._tell(LocalEngine.restore, [state_of_tasks(tensors, values, own) for own in self._shares.tasks])
+
+    def trained_on(self) -> torch.device:
+        return torch.device("cuda" if self._crew.resources.gpus > 0 else "cpu")
 
     def notes(self) -> list[str]:
         said = list(self._notes)

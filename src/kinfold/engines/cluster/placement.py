@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -145,17 +145,19 @@ class Crew:
         text: what the user says that each host takes, or None.
         most: hosts there may be.
         cuda: whether the user's device is a GPU.
+        note: is told if some hosts cannot start.
 
     Raises:
-        InputError: the string cannot be read, no Ray is to be had, or no host fits.
+        InputError: the string cannot be read, no Ray is to be had, no host fits, or none can start.
 
     Attributes:
         hosts: those that are not known to be lost.
         closed: whether all have been ended.
     """
 
-    def __init__(self, text: str | None, most: int, cuda: bool):
+    def __init__(self, text: str | None, most: int, cuda: bool, note: Callable[[str], None]):
         parse_resources(text)  # before anything is started
+        self._note = note
         self._connection = _Connection()
         try:
             gpus = 1 if cuda and ray.cluster_resources().get("GPU", 0.0) > 0 else 0
@@ -163,11 +165,17 @@ class Crew:
             self.hosts: list[Member] = []
             self.closed = False
             self._keepers: dict[str, Member] = {}
-            self._declined: list[str] | None = None  # nodes among which the last host found no place
+            self._declined: list[str] | None = None  # nodes among which the last host found no place, or cannot start
+            self._failure: str | None = None  # what the first host that cannot start said
             until = time.monotonic() + _FREED_SECONDS
             while not self.room() and any(map(self.resources.fits, _alive().values())) and time.monotonic() < until:
                 time.sleep(0.1)
             if not self.grow(_PLACED_SECONDS):
+                if self._failure is not None:
+                    raise InputError(
+                        f"engine: actors cannot start ({self._failure}); see that kinfold is installed on every node, "
+                        "with the same versions of it, torch and Python."
+                    )
                 raise InputError(
                     f"resources: {self.resources} is free on no node of the cluster ({_told(ray.nodes())}); ask for "
                     "less, or wait."
@@ -207,7 +215,7 @@ class Crew:
             ready += now
             if not now:
                 break
-        new = []
+        new, failures = [], []
         for actor, reference in zip(actors, placed, strict=True):
             member = Member(actor, "")
             if reference not in ready:
@@ -217,9 +225,15 @@ class Crew:
             try:
                 member.node = member.answer(reference)
                 new.append(member)
-            except LostError:
-                continue
+            except (LostError, RayError) as error:
+                member.end()
+                failures.append(_said_at_start(error))
         self.hosts += new
+        if failures:
+            self._declined = nodes
+            if self.hosts and self._failure is None:
+                self._note(f"cluster: an actor could not start ({failures[0]}); the others go on without it.")
+            self._failure = self._failure or failures[0]
         return new
 
     def notice(self) -> None:
@@ -332,6 +346,13 @@ def node_name(number: str) -> str:
 def node_is_up(number: str) -> bool:
     """Returns whether a node is up."""
     return number in _alive()
+
+
+def _said_at_start(error: Exception) -> str:
+    """What ended a process as it started: of a traceback, the last line."""
+    said = error.__cause__ if isinstance(error, LostError) and error.__cause__ is not None else error
+    last = [line.strip() for line in str(said).splitlines() if line.strip()]
+    return (last[-1] if "Traceback" in str(said) or "creation task" in str(said) else one_line(said))[:300].rstrip(".")
 
 
 def _told(nodes: Sequence[Mapping[str, Any]]) -> str:

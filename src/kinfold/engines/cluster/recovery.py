@@ -37,8 +37,11 @@ from kinfold.transfer.base import Outcome, Plan
 _ATTEMPTS = 20
 """Recoveries in one period before it is given up: more are no accident."""
 
-_ARRIVED_SECONDS = 60.0
-"""The longest that copies which were asked for a period ago are waited for."""
+_STARTED_SECONDS = 60.0
+"""The longest that further hosts are waited for."""
+
+_LATE_SECONDS = 1.0
+"""The longest that copies on their way are waited for where a host is lost: there is an older version to go back to."""
 
 
 @dataclass(frozen=True)
@@ -70,28 +73,37 @@ class _Version:
         period: at whose beginning it was taken.
         rest: the job that engines begin with.
         start: how much of the journal was written before.
-        copies: by share, the keeper of its copy, and whether that has come.
+        copies: by share, keepers of its copy, and whether that has come; those that came first stand first.
     """
 
     number: int
     period: int
     rest: Any
     start: int = 0
-    copies: dict[int, tuple[Member, Any]] = field(default_factory=dict)
+    copies: dict[int, list[tuple[Member, Any]]] = field(default_factory=dict)
 
-    def arrived(self, share: int) -> bool:
-        """Whether a share's copy is to be had; it waits for one on its way."""
-        keeper, stored = self.copies[share]
-        try:
-            return keeper.alive and bool(keeper.answer(stored))
-        except LostError:
-            return False
+    def keeper(self, share: int) -> Member | None:
+        """Returns a keeper that has a share's copy, or None; it waits for one on its way."""
+        for keeper, stored in self.copies[share]:
+            try:
+                if keeper.alive and keeper.answer(stored):
+                    return keeper
+            except LostError:
+                continue
+        return None
 
-    def all_arrived(self, seconds: float) -> bool:
-        """Whether all copies are to be had, after at most so long."""
-        stored = [reference for _, reference in self.copies.values()]
+    def come(self, seconds: float | None) -> bool:
+        """Whether nothing is on its way any more, after at most so long; without a limit, for None.
+
+        A process that is lost has answered in that sense, so there is an end to it.
+        """
+        stored = [reference for copies in self.copies.values() for _, reference in copies]
         ready, _ = ray.wait(stored, num_returns=len(stored), timeout=seconds)
-        return len(ready) == len(stored) and all(self.arrived(share) for share in self.copies)
+        return len(ready) == len(stored)
+
+    def whole(self) -> bool:
+        """Whether all copies are to be had; it waits for those on their way."""
+        return all(self.keeper(share) is not None for share in self.copies)
 
 
 @final
@@ -158,6 +170,7 @@ class Shares:
         answers: dict[int, Any] = {}
         going: dict[int, tuple[Member, Any]] = {}
         with self._all_or_none():
+            self._settle(0.0)
             while len(answers) < len(arguments):
                 for share in arguments.keys() - answers.keys() - going.keys():
                     going[share] = self._homes[share], self._call(share, function, arguments[share])
@@ -223,34 +236,38 @@ class Shares:
 
     def _other_hosts(self) -> bool:
         if len(self._crew.hosts) < self._total:
-            self._crew.grow(_ARRIVED_SECONDS)
+            self._crew.grow(_STARTED_SECONDS)
         return {*self._homes} != {*self._crew.hosts} or len({*self._homes}) < len(self._homes)
 
     def _keep(self) -> None:
         """Has all states kept, without waiting for that; those asked for before have had a period's time."""
-        self._settle(_ARRIVED_SECONDS)
+        self._settle(None)
         version = _Version(next(self._numbers), self._period, self._rest, len(self._journal))
-        for share in range(len(self.tasks)):
-            self._keep_share(share, version)
+        for share, (home, number) in enumerate(zip(self._homes, self._ids, strict=True)):
+            self._copy(share, home, number, version, home.actor.keep.remote(number, version.number))
         self._coming = version
 
-    def _keep_share(self, share: int, version: _Version) -> None:
-        home, number, forget = self._homes[share], self._ids[share], min(version.number, self._version.number)
-        held = home.actor.keep.remote(number, version.number, forget)
-        self._copy(share, home, number, version, forget, held)
-
-    def _copy(self, share: int, home: Member, number: int, version: _Version, forget: int, held: Any) -> None:
-        """Has a keeper fetch a copy of what a share's host keeps."""
+    def _copy(self, share: int, home: Member, number: int, version: _Version, held: Any) -> None:
+        """Has a keeper fetch a copy of what a share's host keeps, beside those that there are."""
         keeper = self._crew.keeper(home.node)
-        version.copies[share] = keeper, keeper.actor.store.remote(number, version.number, forget, held)
+        stored = keeper.actor.store.remote(number, version.number, held)
+        version.copies.setdefault(share, []).append((keeper, stored))
 
-    def _settle(self, seconds: float) -> None:
-        """The version that is coming is the one to go back to, if all copies are there within so long."""
-        version, self._coming = self._coming, None
-        if version is not None and version.all_arrived(seconds):
+    def _settle(self, seconds: float | None) -> None:
+        """The version that is coming is the one to go back to, if all copies are there within so long.
+
+        If they are on their way after that, it goes on coming; if one was lost, it comes no more.
+        """
+        version = self._coming
+        if version is None or not version.come(seconds):
+            return
+        self._coming = None
+        if version.whole():
             self._version = version
             self._journal = self._journal[version.start :]
             version.start = 0
+            for member in (*self._crew.hosts, *self._crew.keepers()):
+                member.actor.forget_before.remote(version.number)
 
     def _divide(self) -> None:
         """Shares out the tasks anew among all hosts; states go from host to host.
@@ -279,12 +296,12 @@ class Shares:
                 asked.append((host, host.actor.begin.remote(number, packed(how), self._rest, self._data, *states)))
             all_done(asked)
             for share, (host, number) in enumerate(zip(hosts, ids, strict=True)):
-                self._copy(share, host, number, version, 0, host.actor.keep.remote(number, version.number, 0))
-            if not version.all_arrived(_ARRIVED_SECONDS):
+                self._copy(share, host, number, version, host.actor.keep.remote(number, version.number))
+            if not version.whole():
                 raise LostError
         except LostError:
-            for host in hosts:
-                host.actor.forget.remote(ids)
+            for member in (*hosts, *self._crew.keepers()):
+                member.actor.forget.remote(ids)
             raise
         for member in (*hosts, *self._crew.keepers()):
             member.actor.forget.remote(self._ids)
@@ -323,7 +340,8 @@ class Shares:
             self._lost.setdefault(self._homes[share], []).append(share)
         self._stale |= missing
         self._bare |= missing
-        self._settle(_ARRIVED_SECONDS if not missing else 1.0)
+        self._settle(_LATE_SECONDS if missing else None)
+        self._coming = None  # a host that takes over has not kept it
         version = self._version
         alone = not self._unsure and not any(isinstance(entry, _Planned) for entry in self._journal)
         if not alone:
@@ -344,14 +362,20 @@ class Shares:
                         if share in entry.arguments
                     ]
                 )
-        for share in everyone - {*again}:  # whose keepers may have been lost
-            if version.number and not version.copies[share][0].alive:
+        for share in everyone if version.number else ():
+            if not self._copied(share, version):
                 home, number = self._homes[share], self._ids[share]
-                held = home.actor.kept.remote(number, version.number)
-                self._copy(share, home, number, version, version.number, held)
+                self._copy(share, home, number, version, home.actor.kept.remote(number, version.number))
         self._tell_of_loss(version, alone)
         self._stale, self._lost, self._unsure = set(), {}, False
         return {*again}
+
+    def _copied(self, share: int, version: _Version) -> bool:
+        """Whether a keeper that is not known to be lost has a copy, on another node than the host if there is one."""
+        home = self._homes[share]
+        wanted = self._crew.keeper(home.node)
+        keepers = [keeper for keeper, _ in version.copies[share] if keeper.alive]
+        return any(keeper is wanted or keeper.node != home.node for keeper in keepers)
 
     def _begin(self, shares: Sequence[int]) -> None:
         """Begins shares at the version to go back to."""
@@ -360,12 +384,12 @@ class Shares:
             home, tasks, states = self._homes[share], self.tasks[share], []
             how = Beginning(self._kind, tasks, self._total)
             if version.number and share in self._bare:
-                if not version.arrived(share):
+                keeper = version.keeper(share)
+                if keeper is None:
                     raise RunError(
                         f"engine: what {named(tasks)} had learned was lost with its only copy, on node "
-                        f"{node_name(version.copies[share][0].node)}; go on from the last checkpoint with resume."
+                        f"{node_name(version.copies[share][-1][0].node)}; go on from the last checkpoint with resume."
                     )
-                keeper = version.copies[share][0]
                 states = [keeper.actor.give.remote(self._ids[share], version.number)]
                 keeper.answer(states[0])  # so that it is known if it has gone
                 how = Beginning(self._kind, tasks, self._total, (slice(0, tasks.stop - tasks.start),))
@@ -376,14 +400,14 @@ class Shares:
         all_done(asked)
         for share in shares:
             if version.number and share in self._bare:
-                self._keep_share(share, version)
+                self._homes[share].actor.keep.remote(self._ids[share], version.number)
             self._bare.discard(share)
 
     def _place(self, missing: set[int]) -> None:
         """Finds hosts for shares: others where there is room within some time, else those that are left."""
         until = time.monotonic() + self._grace
         while len(self._idle()) < len(missing):
-            self._crew.grow(_ARRIVED_SECONDS)
+            self._crew.grow(_STARTED_SECONDS)
             if len(self._idle()) >= len(missing) or time.monotonic() > until:
                 break
             time.sleep(0.2)
@@ -432,7 +456,11 @@ class Shares:
 
     def _carry_out(self, plan: Plan, period: int) -> Outcome:
         wires = Wires(self._run, self._homes)
-        outcome = exchange.carry_out(plan, period, self.tasks, wires, self._codec)
+        try:
+            outcome = exchange.carry_out(plan, period, self.tasks, wires, self._codec)
+        except LostError:  # maybe only for what a failure left undone
+            wires.settle()
+            raise
         wires.settle()
         for kind, count in wires.traffic().items():
             self._moved[kind] = self._moved.get(kind, 0) + count
