@@ -5,7 +5,8 @@
 
 `bytes` carries out plans drawn at random among shares of the tasks, in this process or on a local Ray, and compares
 what the exchange counted with `model.py`. `time` measures the model's constants (`calibrate.py`), and then training and
-plans of the cluster engine on a local Ray. Each writes its page, `validate-bytes.md` and `validate-time.md`.
+plans of the cluster engine on a local Ray. Each writes its page, `validate-bytes.md`, `validate-bytes-cluster.md` or
+`validate-time.md`.
 
 Legend: T tasks, A actors.
 """
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ HERE = Path(__file__).parent
 CASES = ((4, 2), (8, 2), (8, 3), (12, 4))
 """(T, A)."""
 TRIES, DONORS, RATE = 0.375, 2, 0.1
-DRAWS: Mapping[str, int] = {"copy": 50, "crossover": 200, "amto": 100, "mixture": 40, "shuffle": 5}
+DRAWS: Mapping[str, int] = {"copy": 50, "crossover": 800, "amto": 400, "mixture": 40, "shuffle": 5}
 """Plans of the kinds that are drawn at random, over which the mean is taken; of the others, 1."""
 STEPS = 200
 
@@ -153,37 +155,39 @@ def on_ray(job: Job, actors: int) -> Iterator[Any]:
         ray.shutdown()
 
 
-def counted(kind: str, job: Job, actors: int, engine: str) -> float:
+def counted(kind: str, job: Job, actors: int, running: Engine, moved: Callable[[], int]) -> float:
     """Returns the bytes that the exchange counted for a plan of a kind, as a mean over draws."""
     draws = random.generator(job.tasks, kind, actors)
-    with started(engine, job, actors) as (running, moved):
-        if kind == "elastic":  # the first pull finds the centre, too
-            running.apply(drawn(kind, job.tasks, draws), 1)
-        moved()
-        for period, plan in enumerate(plans(kind, job.tasks, draws)):
-            running.apply(plan, 2 + period)
-        return moved() / DRAWS.get(kind, 1)
+    if kind == "elastic":  # the first pull finds the centre, too
+        running.apply(drawn(kind, job.tasks, draws), 1)
+    moved()
+    for period, plan in enumerate(plans(kind, job.tasks, draws)):
+        running.apply(plan, 2 + period)
+    return moved() / DRAWS.get(kind, 1)
 
 
 def bytes_page(engine: str) -> str:
     """Returns the page of bytes."""
-    rows, worst = [], 0.0
-    for kind in PLANS:
-        if kind == "teach":
-            continue  # what it moves is the driver's, and no share's
-        for tasks, actors in CASES:
-            job = dense_job(32, tasks)
-            found, expected = counted(kind, job, actors, engine), predicted(kind, job, actors)
-            off = found / expected - 1 if expected else float(found > 0)
-            worst = max(worst, abs(off))
-            rows.append([kind, str(tasks), str(actors), f"{found:,.0f}", f"{expected:,.0f}", f"{100 * off:+.1f} %"])
-    where = "shares in one process" if engine == "shared" else "the cluster engine on a local Ray"
+    rows: dict[str, list[list[str]]] = {kind: [] for kind in PLANS if kind != "teach"}  # the driver moves its targets
+    worst = 0.0
+    for tasks, actors in CASES:
+        job = dense_job(32, tasks)
+        with started(engine, job, actors) as (running, moved):
+            for kind, own in rows.items():
+                found, expected = counted(kind, job, actors, running, moved), predicted(kind, job, actors)
+                off = found / expected - 1 if expected else float(found > 0)
+                worst = max(worst, abs(off))
+                own.append([kind, str(tasks), str(actors), f"{found:,.0f}", f"{expected:,.0f}", f"{100 * off:+.1f} %"])
+    where = "shares in one process" if engine == "shared" else "actors of the cluster engine on a local Ray"
     about = f"""Bytes of tensors that went between {where} for one plan, counted by the exchange,
 beside `model.py`. MLPs of {parameters(dense_job(32, 2)):,} parameters with momentum. Kinds drawn at random as a
 mean over some plans ({_draws()}), the model's
 expectation being over all. The furthest is {100 * worst:.1f} % off."""
     head = ["plan", "T", "A", "bytes counted", "bytes expected", "off by"]
-    return "\n\n".join(["# Bytes: counted and expected", provenance(), about, markdown(rows, head)]) + "\n"
+    return (
+        "\n\n".join(["# Bytes: counted and expected", provenance(), about, markdown(list(chain(*rows.values())), head)])
+        + "\n"
+    )
 
 
 def _draws() -> str:
@@ -252,7 +256,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     page = bytes_page(given.engine) if given.what == "bytes" else time_page()
-    files.write_text(HERE / f"validate-{given.what}.md", page)
+    of_cluster = given.what == "bytes" and given.engine == "cluster"
+    files.write_text(HERE / f"validate-{given.what}{'-cluster' if of_cluster else ''}.md", page)
     print(page)
 
 

@@ -32,7 +32,7 @@ from model import (
 )
 from shared import Shared
 from simulate import first_above, page, said
-from validate import counted, drawn, predicted
+from validate import counted, drawn, predicted, started
 
 from kinfold.tasks.order import Segment
 
@@ -159,7 +159,8 @@ def test_cadences_are_the_rules_defaults():
 def test_the_exchange_counts_what_the_model_says(kind, tasks, actors):
     job = dense_job(8, tasks)
     expected = predicted(kind, job, actors)
-    assert counted(kind, job, actors, "shared") == pytest.approx(expected, rel=0.01)
+    with started("shared", job, actors) as (running, moved):
+        assert counted(kind, job, actors, running, moved) == pytest.approx(expected, rel=0.01)
 
 
 def test_shares_in_one_process_train_and_count():

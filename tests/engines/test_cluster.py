@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,18 +21,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassF1Score
 
+from kinfold.assembling import assemble
+from kinfold.comparing.comparison import fit_arguments
 from kinfold.data.base import TensorInputs
 from kinfold.engines import Engine, Job, choose, choose_engine
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.errors import InputError, RunError
 from kinfold.methods.base import Method, Params, State
+from kinfold.run import Progress, run
 from kinfold.tasks.order import Segment
-from kinfold.transfer import AMTO, PAPA, Mix, Plan, Rule, TeachRule, Together
+from kinfold.transfer import AMTO, PAPA, Mix, PAPAAll, Plan, Rule, TeachRule, Together
 
 ray = pytest.importorskip("ray")
 
 from kinfold.engines.cluster import Cluster, placement  # noqa: E402
+from kinfold.engines.cluster.actors import Done  # noqa: E402
 from kinfold.engines.cluster.placement import Resources, parse_resources  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -446,9 +451,61 @@ def test_without_ray(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> N
         choose_engine("cluster", lab.make_job())
 
 
+def test_settings_of_a_ray_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    before = dict(os.environ)
+    with placement._settings():
+        assert os.environ == {**before, "RAY_worker_niceness": "0"}
+    assert os.environ == before
+
+
 def test_resources_are_for_actors(lab: SimpleNamespace) -> None:
     with pytest.raises(InputError, match=r"^resources: 'cpus=1' is for the engine cluster, and engine is 'auto'"):
         choose_engine("auto", lab.make_job(), resources="cpus=1")
+
+
+@pytest.mark.usefixtures("cpus")
+def test_means_are_sent_compressed_and_not_by_way_of_the_driver(
+    reused: Reused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reused.engine is not None:  # its CPUs
+        reused.engine.close()
+        reused.engine = None
+    rule, tasks, epochs = PAPAAll(period=1, until=1.0), 4, 3
+    assembled = assemble(fit_arguments("mlp", "digits", tasks=tasks, epochs=epochs))
+    job = assembled.job
+    unsealed = torch.ones(len(job.inputs), dtype=torch.bool)
+    engine, _ = choose_engine("cluster", job, compression="adaptive")
+    assert isinstance(engine, Cluster)
+    brought, fetch = [], ray.get
+
+    def counted(references: Any, **options: Any) -> Any:
+        found = fetch(references, **options)
+        brought.append(size_of(found))
+        return found
+
+    monkeypatch.setattr(ray, "get", counted)
+    progress = Progress.start(job, rule)
+    run(engine, job, rule, progress, epochs=epochs, patience=None, unsealed=unsealed, listen=[].append)
+    monkeypatch.undo()
+    moved, module = engine.traffic(), engine.export(0)
+    engine.close()
+    assert progress.accepted == tasks * (epochs - 1)
+    assert moved.keys() == {"sums"}
+    whole = sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    assert 4 * moved["sums"] < 2 * whole * (epochs - 1)  # a sum to the other actor, and the mean back
+    assert 0 < sum(brought) < whole
+    assert float(progress.best[:, 0].min()) > 0.6
+
+
+def size_of(found: Any) -> int:
+    """Bytes in what the driver is given, of tensors and of what was pickled."""
+    if isinstance(found, Done):
+        return size_of(found.answer)
+    if isinstance(found, (list, tuple)):
+        return sum(map(size_of, found))
+    return len(found) if isinstance(found, bytes) else getattr(found, "nbytes", 0)
 
 
 # -- a whole run -----------------------------------------------------------------------------------------------------
@@ -456,15 +513,17 @@ def test_resources_are_for_actors(lab: SimpleNamespace) -> None:
 
 def test_the_command_line(tmp_path: Path) -> None:
     """A Ray of its own, which is gone when it ends."""
-    results = []
-    for engine in ("sequential", "cluster"):
+    running = []
+    for engine in ("sequential", "cluster"):  # beside each other: the latter waits a lot, for processes to start
         arguments = ["digits", "--engine", engine, "--tasks", "3", "--epochs", "3", "--precision", "float64"]
         arguments += ["--transfer", "amto", "--model", "mlp", "--out", str(tmp_path / engine), "--quiet", "--json"]
-        done = subprocess.run(
-            [sys.executable, "-m", "kinfold", "train", *arguments], capture_output=True, text=True, timeout=300
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        results.append(json.loads(done.stdout))
+        command = [sys.executable, "-m", "kinfold", "train", *arguments]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    results = []
+    for process in running:
+        found, said = process.communicate(timeout=300)
+        assert (process.returncode, said) == (0, "")
+        results.append(json.loads(found))
     one, other = results
     assert other["engine"] == "cluster"
     assert one["estimate"]["value"] == other["estimate"]["value"]

@@ -118,6 +118,7 @@ class Host:
 
     def __init__(self, cpus: int, gpu: bool):
         torch.set_num_threads(cpus)
+        _keep_freed_memory()
         self._cpus = cpus
         self._device = torch.device("cuda", 0) if gpu else torch.device("cpu")
         self._engines: dict[int, LocalEngine] = {}
@@ -252,6 +253,15 @@ class Keeper:
     def forget_before(self, version: int) -> None:
         """Forgets copies of lower numbers, of all shares: also of those that have another keeper now."""
         _forget_before(self._copies, version)
+
+
+def _keep_freed_memory() -> None:
+    """Has what a step frees stay with the process; else the next step asks the system for it again, page by page.
+
+    glibc gives back what is above a limit, which begins low and grows with the largest block that was ever freed, of up
+    to 32 MiB. Other processes have freed large ones by the time they train; a host maps its data, and has not.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)  # gone at once
 
 
 def _forget_shares(kept: dict[tuple[int, int], Any], shares: Sequence[int]) -> None:

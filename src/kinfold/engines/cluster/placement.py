@@ -29,6 +29,12 @@ _FREED_SECONDS = 10.0
 _APART_SECONDS = 30.0
 """The longest that one of several may take after the one before it."""
 
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it tells nobody of itself
+    "RAY_worker_niceness": "0",  # else 15: whatever else runs on the machine would come before what trains
+}
+"""Of a Ray that is started for a run."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -296,7 +302,7 @@ def _connect() -> None:
         )
     local: dict[str, Any] = {"num_cpus": usable_cpus(), "include_dashboard": False}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    with _signals_kept(), _without_statistics(), warnings.catch_warnings():
+    with _signals_kept(), _settings(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*accelerator visible devices", category=FutureWarning)
         try:
             ray.init(address=address or "local", **quiet, **({} if address else local))
@@ -320,15 +326,14 @@ def _signals_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _without_statistics() -> Iterator[None]:
-    """A Ray that is started within tells nobody of it, unless the user has said that it may."""
-    name = "RAY_USAGE_STATS_ENABLED"
-    said = name in os.environ
-    os.environ.setdefault(name, "0")
+def _settings() -> Iterator[None]:
+    """A Ray that is started within has settings of ours, where the user has not said otherwise."""
+    own = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
+    os.environ.update(own)
     try:
         yield
     finally:
-        if not said:
+        for name in own:
             del os.environ[name]
 
 
