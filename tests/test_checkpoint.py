@@ -1,7 +1,9 @@
+import json
 import threading
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kinfold import checkpoint
 from kinfold.checkpoint import Checkpoints
@@ -133,3 +135,61 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch)
             checkpoints.save(2, {}, None)
     with pytest.raises(ValueError, match="the first"):
         _save_and_raise(tmp_path, ValueError("the first"))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
+    """Whichever of its bits it is; safetensors by itself would read most of them as other numbers."""
+    checkpoints, told = Checkpoints(tmp_path), []
+    with checkpoints:
+        for period in (1, 2):
+            checkpoints.save(period, {"a": torch.full((64,), float(period))}, {"period": period})
+    newest = tmp_path / "period-000002.safetensors"
+    whole = newest.read_bytes()
+    for at in (*range(0, 120, 7), *range(120, len(whole), 41), len(whole) - 1):
+        newest.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        assert checkpoints.latest(told.append)[1] == {"period": 1}, at
+        assert told.pop().startswith(f"checkpoint: {newest}: ")
+    newest.write_bytes(whole)
+    assert checkpoints.latest(told.append)[1] == {"period": 2}
+    assert not told
+
+
+def test_checkpoints_from_before_there_were_checksums_are_read(tmp_path):
+    values = {"period": 3}
+    save_file({"a": torch.ones(3)}, tmp_path / "period-000003.safetensors", {"about": json.dumps(values)})
+    tensors, found = Checkpoints(tmp_path).latest()
+    assert found == values
+    assert tensors["a"].tolist() == [1, 1, 1]
+
+
+def test_damaged_ones_do_not_count_among_the_latest(tmp_path):
+    """A run that went on from behind them writes two whole ones before it removes the one that it went on from."""
+    checkpoints = Checkpoints(tmp_path)
+    for period in (1, 9, 10):
+        with checkpoints:
+            checkpoints.save(period, {"a": torch.zeros(1)}, period)
+        if period == 1:
+            (tmp_path / "period-000001.safetensors").rename(tmp_path / "kept")
+    (tmp_path / "kept").rename(tmp_path / "period-000001.safetensors")
+    for period in (2, 3):
+        with checkpoints:
+            checkpoints.save(period, {"a": torch.zeros(1)}, period)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            f"period-{number:06d}.safetensors" for number in (period - 1, period)
+        ]
+
+
+def test_its_log_is_flushed_before_a_checkpoint_is_there(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(checkpoint, "sync", lambda path: flushed.append((path, list(tmp_path.iterdir()))))
+    with Checkpoints(tmp_path, tmp_path / "log") as checkpoints:
+        checkpoints.save(1, {"a": torch.zeros(1)}, 1)
+    assert flushed == [(tmp_path / "log", [])]
+
+
+def test_they_are_cleared_away(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with checkpoints:
+        checkpoints.save(1, {"a": torch.zeros(1)}, 1)
+    checkpoints.clear()
+    assert checkpoints.latest() is None

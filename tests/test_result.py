@@ -1,5 +1,6 @@
 """`Result`: its JSON, its files, and what comes back from them."""
 
+import hashlib
 import json
 import math
 from functools import partial
@@ -38,6 +39,7 @@ FILES = {
     *("config.yaml", "splits.safetensors", "history.jsonl", "model.safetensors", "model.json", "result.json"),
     "report.html",
     "MODEL_CARD.md",
+    "SHA256SUMS",
 }
 
 
@@ -79,6 +81,7 @@ def test_diagnostics_are_of_the_sealed_rows_and_are_kept(result: Result, tmp_pat
     said = json.loads((path / "result.json").read_text())
     del said["diagnostics"]  # as earlier versions wrote it
     (path / "result.json").write_text(json.dumps(said))
+    (path / "SHA256SUMS").unlink()
     assert kinfold.load(path).diagnostics is None
 
 
@@ -124,7 +127,7 @@ def test_a_saved_result_is_a_run(result: Result, tmp_path: Path) -> None:
 
 def test_nothing_is_pickled(result: Result, tmp_path: Path) -> None:
     for file in result.save(tmp_path / "run").iterdir():
-        assert file.suffix in (".yaml", ".safetensors", ".jsonl", ".json", ".html", ".md")
+        assert file.suffix in (".yaml", ".safetensors", ".jsonl", ".json", ".html", ".md") or file.name == "SHA256SUMS"
 
 
 def tied() -> nn.Module:
@@ -212,7 +215,10 @@ def test_what_is_no_run(tmp_path: Path, result: Result) -> None:
     path = result.save(tmp_path / "run")
     whole = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="model.safetensors"):
+    with pytest.raises(InputError, match="model.safetensors: is damaged, or was changed after the run ended"):
+        kinfold.load(path)
+    (path / "SHA256SUMS").unlink()  # and then the file's own is left
+    with pytest.raises(InputError, match="model.safetensors: .* does not have its checksum"):
         kinfold.load(path)
     (path / "model.safetensors").write_bytes(whole)
     (path / "model.json").write_text("{}")
@@ -220,6 +226,29 @@ def test_what_is_no_run(tmp_path: Path, result: Result) -> None:
         kinfold.load(path)
     (path / "result.json").unlink()
     with pytest.raises(InputError, match="holds an unfinished run; go on with"):
+        kinfold.load(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "splits.safetensors", "history.jsonl", "model.safetensors", "model.json", "result.json"]
+)
+def test_a_damaged_file_of_a_finished_run_is_named(tmp_path: Path, result: Result, name: str) -> None:
+    path = result.save(tmp_path / "run")
+    noted = (path / "SHA256SUMS").read_text()
+    assert hashlib.sha256((path / name).read_bytes()).hexdigest() + f"  {name}\n" in noted
+    whole = (path / name).read_bytes()
+    at = len(whole) // 2
+    (path / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(InputError, match=f"{name}: is damaged, or was changed") as error:
+        kinfold.load(path)
+    assert "\n" not in str(error.value)
+    (path / name).unlink()
+    with pytest.raises(InputError, match=f"{name}|holds an unfinished run|is damaged or of another version"):
+        kinfold.load(path)
+    (path / name).write_bytes(whole)
+    assert kinfold.load(path).to_json() == result.to_json()
+    (path / "SHA256SUMS").write_text("nonsense\n")
+    with pytest.raises(InputError, match="SHA256SUMS: is damaged; delete it"):
         kinfold.load(path)
 
 
@@ -234,6 +263,7 @@ def test_a_run_of_version_0_1_loads(tmp_path):
     for added_since in ("source", "parameters"):
         del about[added_since]
     (tmp_path / "run" / "model.json").write_text(json.dumps(about))
+    (tmp_path / "run" / "SHA256SUMS").unlink()
     old = kinfold.load(tmp_path / "run")
     assert (old.source.name, old.source.rows, old.source.sealed) == ("iris", 150, 15)
     old.save(tmp_path / "again")

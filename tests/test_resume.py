@@ -16,6 +16,7 @@ from torch import Tensor
 import kinfold
 from kinfold import files
 from kinfold.assembling import fingerprint
+from kinfold.checkpoint import Checkpoints
 from kinfold.data import read, weighted
 from kinfold.errors import InputError
 from kinfold.methods.base import Batch, Inner, Method, Model, Params, State, ValueAndGrad
@@ -345,6 +346,37 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> No
         checkpoint.write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be read as safetensors"):
         fit(tmp_path / "parts", resume=True)
+
+
+def test_the_last_of_the_tasks_is_damaged_while_the_student_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student's own are then of no use until the tasks are where it began: it begins anew."""
+    monkeypatch.setattr(Checkpoints, "due", lambda self: self.wait() is None)
+    changes = STUDENTS["taught"]
+    whole = fit(tmp_path / "whole", **changes)
+    for name, message in (("", "period-000003.safetensors"), ("student", "begins anew")):
+        parts, heard = tmp_path / f"parts{name}", []
+        interrupted(parts, "student", whole.epochs_run + 3, **changes)
+        for path in (parts / "checkpoints" / name).glob("*.safetensors"):
+            if name or path.name == f"period-{whole.epochs_run:06d}.safetensors":
+                path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+        resumed = fit(parts, resume=True, listen=heard.append, **changes)
+        assert_equal_runs(tmp_path / "whole", parts)
+        warned = [event for event in heard if event.get("severity") == "warning" and "checkpoint" in event["message"]]
+        assert [message in event["message"] for event in warned] == [True]
+        assert warned[0] not in resumed.history  # of this the run shows nothing
+
+
+def test_killed_while_it_finishes(tmp_path: Path) -> None:
+    """What was left then, a lock and half a file, goes."""
+    fit(tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    for name in (".lock", ".report.html.1.part"):
+        (tmp_path / "run" / name).write_bytes(b"half")
+    fit(tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "report.html").exists()
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_a_run_with_no_checkpoint_yet_starts(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_stopped_after_any_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             targets=soft,
             watching=watching,
             listen=listen,
-            checkpoints=folder,
+            checkpoints=None if folder is None else Checkpoints(folder),
         )
 
     monkeypatch.setattr(Checkpoints, "due", lambda _: True)  # else epochs as short as these have none
@@ -279,20 +279,20 @@ def test_stopped_after_any_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         folder, heard = tmp_path / str(epoch), []
         with pytest.raises(StoppedError):
             train(folder, stop_at(epoch, heard))
-        assert epochs_done(folder) == epoch - 1  # the event of an epoch comes before its checkpoint
+        assert epochs_done(Checkpoints(folder)) == epoch - 1  # the event of an epoch comes before its checkpoint
         resumed = train(folder, stop_at(0, heard))
         assert heard == [*range(1, epoch + 1), *range(epoch, EPOCHS + 1)]
         assert_same_end(whole, resumed)
         assert (resumed.earlier_seconds > 0) == (epoch > 1)
         assert resumed.seconds > resumed.earlier_seconds
-        assert epochs_done(folder) == EPOCHS
+        assert epochs_done(Checkpoints(folder)) == EPOCHS
     finished = train(tmp_path / "1", stop_at(EPOCHS, []))  # nothing is left to do
     assert_same_end(whole, finished)
     assert finished.seconds == finished.earlier_seconds
 
 
 def test_no_checkpoints_no_epochs_done(tmp_path: Path) -> None:
-    assert epochs_done(None) == epochs_done(tmp_path / "nothing") == 0
+    assert epochs_done(None) == epochs_done(Checkpoints(tmp_path / "nothing")) == 0
 
 
 @settings(max_examples=100, deadline=None)

@@ -98,7 +98,7 @@ def differences(one: Path, other: Path) -> list[str]:
         found.append("last checkpoint")
     if not (other / "report.html").exists():
         found.append("report.html is missing")
-    if any(other.rglob(".*.part")):
+    if any(other.rglob(".*.part")) or (other / ".lock").exists():
         found.append("a temporary file is left")
     return found
 

@@ -2,20 +2,23 @@
 
 A checkpoint is copied when it is asked for, and serialised, flushed to the disk and renamed into place beside what
 goes on meanwhile. One is written at a time. Where periods are short, not every one is worth a checkpoint: see `due`.
+It has a checksum, and one that was damaged later is passed over for the one before.
 """
 
 import contextlib
 import math
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
 from torch import Tensor
 
+from kinfold import disk
 from kinfold.errors import InputError, RunError
-from kinfold.files import own_copies, read_tensors, write_own_tensors
+from kinfold.files import own_copies, read_tensors, sync, write_own_tensors
 
 _REST = 20
 """How many times as long as writing a checkpoint took no further one is due."""
@@ -27,6 +30,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     Args:
         folder: where they lie.
+        log: a file that is appended to meanwhile, or None. What was in it when a checkpoint was asked for is on the
+            disk before that is: a run never goes on from behind the end of its log.
         keep: how many of the latest stay.
 
     Raises:
@@ -34,8 +39,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             not be written.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
-        self._folder, self._keep = folder, keep
+    def __init__(self, folder: Path, log: Path | None = None, keep: int = 2):
+        self._folder, self._log, self._keep = folder, log, keep
         self._writer: threading.Thread | None = None
         self._failed: RunError | None = None
         self._began, self._seconds = -math.inf, 0.0
@@ -71,21 +76,35 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             ) from error
         self._writer = writer
 
-    def latest(self) -> tuple[dict[str, Tensor], Any] | None:
+    def latest(self, tell: Callable[[str], None] = lambda message: None) -> tuple[dict[str, Tensor], Any] | None:
         """Returns (tensors, values) of the latest checkpoint that can be read, or None where there is none.
+
+        Args:
+            tell: is told of each later one that was damaged, in a line for the user.
 
         Raises:
             InputError: there are checkpoints, and none can be read.
         """
-        problem: InputError | None = None
+        problems: list[InputError] = []
         for path in reversed(self._all()):
             try:
-                return read_tensors(path)
+                found = read_tensors(path)
             except InputError as error:
-                problem = problem or error
-        if problem is not None:
-            raise problem
+                problems.append(error)
+                continue
+            for problem in problems:
+                tell(f"checkpoint: {problem} The one before it is used, {path.name}.")
+            return found
+        if problems:
+            raise InputError(
+                f"checkpoint: {problems[0]} None before it can be read either; start again, in another out."
+            )
         return None
+
+    def clear(self) -> None:
+        """Removes them all."""
+        for path in self._all():
+            disk.remove(path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -99,9 +118,13 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def _write(self, period: int, tensors: dict[str, Tensor], values: Any) -> None:
         path = self._folder / f"period-{period:06d}.safetensors"
         try:
+            if self._log is not None:
+                sync(self._log)
             write_own_tensors(path, tensors, values)
-            for old in self._all()[: -self._keep]:
-                old.unlink(missing_ok=True)
+            before = [other for other in self._all() if other < path]
+            later = [other for other in self._all() if other > path]  # damaged ones, which the run went on from behind
+            for old in [*before[: max(0, len(before) + 1 - self._keep)], *later]:
+                disk.remove(old)
         except Exception as error:  # a thread that raises is heard of by nobody
             why = " ".join(str(error.strerror if isinstance(error, OSError) else error).split())
             self._failed = RunError(f"checkpoint: {path} cannot be written ({why}); make room, and resume the run.")

@@ -1,11 +1,15 @@
 """Files that are either whole or as they were: written beside, flushed, renamed into place.
 
-No pickle anywhere: tensors as safetensors, the rest as JSON or YAML.
+No pickle anywhere: tensors as safetensors, the rest as JSON or YAML. Files of tensors have a checksum in their header,
+those of a finished run have theirs in `SHA256SUMS`; what was damaged later is recognised by them.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +18,86 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from kinfold.errors import InputError
+from kinfold import disk
+from kinfold.errors import InputError, RunError
+from kinfold.locking import LOCK
 from kinfold.yaml_files import read_yaml as read_yaml
 
+SUMS = "SHA256SUMS"
+"""Name of the file of a folder's checksums, in the form that `sha256sum --check` reads."""
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` so that a reader, or a crash, sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes the parts, one after the other, so that a reader, or a crash, sees the old file or the new one."""
+    disk.make_folders(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        descriptor = disk.open_new(temporary)
+        try:
+            for part in parts:
+                disk.write(descriptor, part)
+            disk.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        disk.rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # as left by a process that was killed
+            disk.remove(temporary)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    disk.sync_folder(path.parent)  # the rename itself must survive a power cut
+
+
+def append_text(path: Path, content: str) -> None:
+    """Writes text as UTF-8 at the end of a file. A crash may cut it off, and a power cut take it: see `sync`."""
+    descriptor = disk.open_end(path)
     try:
-        os.fsync(directory)  # the rename itself must survive a power cut
+        disk.write(descriptor, content.encode())
     finally:
-        os.close(directory)
+        os.close(descriptor)
+
+
+def sync(path: Path) -> None:
+    """Has what was appended to a file survive a power cut."""
+    descriptor = disk.open_end(path)
+    try:
+        disk.sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def entries(folder: Path) -> list[Path]:
+    """Returns what lies in a folder, but for the lock and the halves of files that a killed process left."""
+    return [path for path in folder.iterdir() if path.name != LOCK and not path.match(_HALF)]
+
+
+def halves(folder: Path) -> list[Path]:
+    """Returns the halves of files that a killed process left in a folder, and in those within it."""
+    return list(folder.rglob(_HALF))
+
+
+def clear_halves(folder: Path) -> None:
+    """Removes them; for a process that has locked the folder."""
+    for path in halves(folder):
+        disk.remove(path)
+
+
+_HALF = ".*.part"
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Says in one line that a folder could not be written to, and that nothing is lost by it.
+
+    Raises:
+        RunError: something within raised `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"out: {folder} cannot be written to ({error.strerror or error}); mend that, such as by making room, and "
+            "resume."
+        ) from error
 
 
 def write_text(path: Path, content: str) -> None:
@@ -45,7 +107,12 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, NaN and infinities as null (they are not JSON)."""
-    write_text(path, json.dumps(jsonable(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Returns what `write_json` writes."""
+    return json.dumps(jsonable(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def json_line(value: Any) -> str:
@@ -118,22 +185,49 @@ def own_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def write_own_tensors(path: Path, tensors: dict[str, Tensor], about: Any = None) -> None:
     """Writes tensors that `own_copies` made (see `write_tensors`)."""
-    write_bytes(path, tensor_bytes(tensors, about))
+    # A dictionary of its own would do for the checksum, if safetensors wrote its entries in one order. The checksum is
+    # of the file without it.
+    plain = save_bytes(tensors, {"about": json.dumps(about)})
+    seal = _SEAL % hashlib.sha256(plain).hexdigest().encode()
+    length = int.from_bytes(plain[:8], "little") + len(seal)
+    at = len(_HEAD) + 8
+    write_bytes(path, length.to_bytes(8, "little"), _HEAD, seal, memoryview(plain)[at:])
 
 
-def tensor_bytes(tensors: dict[str, Tensor], about: Any = None) -> bytes:
-    """Returns what `write_own_tensors` writes."""
-    return save_bytes(tensors, {"about": json.dumps(about)})
+_HEAD = b'{"__metadata__":{'
+_SEAL = b'"sha256":"%b",    '  # 80 bytes: a header's length stays a multiple of 8
+_SEALED = re.compile(re.escape(_SEAL).replace(b"%b", b"([0-9a-f]{64})"))
+
+
+def _check_seal(content: bytes) -> None:
+    """Checks the checksum of a file of tensors, where it has one: those of Kinfold 0.1 have none.
+
+    Raises:
+        ValueError: the file is not what was written.
+    """
+    at = 8 + len(_HEAD)
+    found = _SEALED.match(content, at)
+    if found is None:
+        if content[8:at] == _HEAD and not content.startswith(b'"about":', at):
+            raise ValueError("its checksum is damaged")
+        return
+    length = int.from_bytes(content[:8], "little") - len(found[0])
+    digest = hashlib.sha256(max(length, 0).to_bytes(8, "little"))
+    digest.update(content[8:at])
+    digest.update(memoryview(content)[found.end() :])
+    if digest.hexdigest().encode() != found[1]:
+        raise ValueError("its content does not have its checksum: it was damaged after it was written")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Reads what `write_tensors` wrote: (tensors, about).
 
     Raises:
-        InputError: the file is missing or is not safetensors.
+        InputError: the file is missing, is not safetensors, or does not have its checksum.
     """
     try:
         content = path.read_bytes()
+        _check_seal(content)
         tensors = load_bytes(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return tensors, json.loads(header.get("__metadata__", {}).get("about", "null"))
@@ -141,3 +235,43 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise InputError(f"{path}: no such file.") from None
     except Exception as error:  # safetensors raises its own error type for a damaged file
         raise InputError(f"{path}: cannot be read as safetensors ({' '.join(str(error).split())}).") from None
+
+
+def sha256(content: bytes) -> str:
+    """Returns the SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Writes the SHA-256 of files in a folder, by name, for `check_sums` and `sha256sum --check`."""
+    write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+
+
+def check_sums(folder: Path) -> None:
+    """Checks the files of a folder that `write_sums` has noted; does nothing where it has noted none.
+
+    Raises:
+        InputError: a file is missing, or not as it was noted; or the note itself is damaged.
+    """
+    noted = folder / SUMS
+    if not noted.exists():
+        return
+    for line in noted.read_bytes().decode(errors="replace").splitlines():
+        found = _SUM.fullmatch(line)
+        if found is None:
+            raise InputError(f"{noted}: is damaged; delete it to read the run unchecked.")
+        path = folder / found["name"]
+        try:
+            digest = sha256(path.read_bytes())
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file, and {SUMS} names it; restore it from a copy.") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+        if digest != found["digest"]:
+            raise InputError(
+                f"{path}: is damaged, or was changed after the run ended (its SHA-256 is not that in {SUMS}); "
+                f"restore it from a copy, or delete {SUMS} to read the run unchecked."
+            )
+
+
+_SUM = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[\w.-]+)")

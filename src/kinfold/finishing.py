@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from kinfold.candidates import Candidate, Finished, Kind
+from kinfold.checkpoint import Checkpoints
 from kinfold.data.base import Dataset, Encoder, Label
 from kinfold.engines import Engine, Job
 from kinfold.result import Contender, Result, Scores, Selected, Source, Target, Transfers, model_outputs
@@ -57,7 +57,7 @@ def finish(
     *,
     remaining: Remaining,
     lesson: Lesson | None,
-    folder: Path | None,
+    checkpoints: Checkpoints | None,
     config: dict[str, Any],
     history: list[Event],
     listen: Listener,
@@ -65,9 +65,8 @@ def finish(
 ) -> Result:
     """Trains the student if there is to be one, scores every candidate, picks one, and estimates it.
 
-    `lesson` is the student's, or None where there is to be none; `folder` is where its checkpoints are kept, or
-    None. Of wall-clock time the result has only what was spent on the student before the run was resumed: the rest
-    is the caller's to add.
+    `lesson` is the student's, or None where there is to be none; `checkpoints` are its own, or None. Of wall-clock time
+    the result has only what was spent on the student before the run was resumed: the rest is the caller's to add.
     """
     criterion = str(config["criterion"])
     unsealed = torch.from_numpy(~splits.sealed)
@@ -81,7 +80,7 @@ def finish(
     scores = overall(metrics, criterion).tolist()
     student = None
     if lesson is not None:
-        student = _student(engine, job, progress, remaining, lesson, unsealed, listen, folder)
+        student = _student(engine, job, progress, remaining, lesson, unsealed, listen, checkpoints)
     if student is not None:
         # Handed back whatever the others score: it has seen every unsealed row, so none is left to compare it on.
         exposed = unsealed | progress.best_exposed.any(0)
@@ -224,10 +223,10 @@ def _student(
     lesson: Lesson,
     unsealed: Bool[Tensor, " N"],
     listen: Listener,
-    folder: Path | None,
+    checkpoints: Checkpoints | None,
 ) -> Student:
     """The model trained on all unsealed rows with what the tasks left of the budget."""
-    if lesson.note is not None and not epochs_done(folder):
+    if lesson.note is not None and not epochs_done(checkpoints):
         listen({"event": "note", "period": progress.period + 1, "message": lesson.note})
     visits = engine.visits() // progress.period * (remaining.epochs - progress.period)
     epochs = epochs_within(visits, int(unsealed.sum()), job.batch_size)
@@ -239,7 +238,7 @@ def _student(
         targets=lesson.targets,
         after=progress.period,
         listen=listen,
-        checkpoints=folder,
+        checkpoints=checkpoints,
     )
 
 

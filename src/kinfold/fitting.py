@@ -8,7 +8,8 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +24,13 @@ from kinfold.checkpoint import Checkpoints
 from kinfold.engines import Job, Precision, choose_engine
 from kinfold.errors import InputError
 from kinfold.finishing import ask_for_lesson, finish
+from kinfold.locking import LOCK, locked
 from kinfold.methods import Method
 from kinfold.report import write_report
 from kinfold.result import Result, load, write_start
 from kinfold.run import Event, Listener, Progress, run, tell_of_notes
 from kinfold.splits import Splits, load_splits
-from kinfold.student import epochs_done
+from kinfold.student import epochs_done, keep_student
 from kinfold.tasks.objective import LossFunction
 from kinfold.tasks.update import MakeOptimizer, MakeScheduler
 from kinfold.tracking import Tracker
@@ -161,36 +163,35 @@ def fit(
     check(given)
     folder = None if out is None or callable(out) else Path(out)
     trackers = resolve_trackers(tracking, Path() if callable(out) else folder)
-    finished = _check_folder(folder, configuration(given), resume)
-    if finished and folder is not None:
-        if not (folder / "report.html").exists():  # killed before its last file
-            write_report(folder)
-        result = load(folder, _structure(model))
-        _tell_at_last(unended(trackers, folder), result, folder, listen)
-        return result
+    if _check_folder(folder, configuration(given), resume) and folder is not None:
+        return _finished(folder, model, trackers, listen)
     began = time.perf_counter()
     assembled = assemble(given)
     if callable(out):
-        folder = Path(out(assembled.config))
-        _check_folder(folder, assembled.config, resume=False)
-    with shown_in_notebook(listen) as listen, Tracking(trackers) as tracked:
-        result, _ = carry_out(
-            assembled,
-            patience=patience,
-            engine=engine,
-            resources=resources,
-            compression=compression,
-            folder=folder,
-            resume=resume,
-            listen=listen,
-            tracking=tracked,
-        )
-        result.cost["wall_seconds"] += time.perf_counter() - began
-        if folder is not None:
-            result.write_end(folder)
-        for note in tracked.end(result, folder):
-            _pass_on(note, listen)
-    return result
+        folder, resume = Path(out(assembled.config)), False
+    with alone_in(folder):
+        # What another process has done there since the first look.
+        if _check_folder(folder, assembled.config, resume) and folder is not None:
+            return load(folder, _structure(model))
+        with shown_in_notebook(listen) as listen, Tracking(trackers) as tracked:
+            result, _ = carry_out(
+                assembled,
+                patience=patience,
+                engine=engine,
+                resources=resources,
+                compression=compression,
+                folder=folder,
+                resume=resume,
+                listen=listen,
+                tracking=tracked,
+            )
+            result.cost["wall_seconds"] += time.perf_counter() - began
+            if folder is not None:
+                with files.writing(folder):
+                    result.write_end(folder)
+            for note in tracked.end(result, folder):
+                _pass_on(note, listen)
+        return result
 
 
 def carry_out(
@@ -221,8 +222,14 @@ def carry_out(
         members: which tasks' models to return besides the result; default none.
     """
     job, prepared, remaining = assembled.job, assembled.prepared, assembled.remaining
-    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints")
-    saved = None if checkpoints is None or not resume else checkpoints.latest()
+
+    def warn(message: str) -> None:  # the user, not the log: of this, the run itself shows nothing
+        _pass_on({"event": "note", "severity": "warning", "message": message}, listen)
+
+    log = None if folder is None else folder / "history.jsonl"
+    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", log)
+    of_student = None if folder is None else Checkpoints(folder / "checkpoints" / "student", log)
+    saved = None if checkpoints is None or not resume else checkpoints.latest(warn)
     if saved is not None and folder is not None:
         _check_data(prepared, saved[1]["run"]["data"], folder)
     if job.device.type == "cuda":
@@ -247,8 +254,9 @@ def carry_out(
             _start(tracking, assembled.config, job, folder)
         if folder is not None:
             _open(folder, assembled.config, prepared.splits, fresh=saved is None)
-        student_folder = None if folder is None else folder / "checkpoints" / "student"
-        through = None if saved is None else progress.period + epochs_done(student_folder)
+        if of_student is not None:
+            keep_student(of_student, progress.period, warn)
+        through = None if saved is None else progress.period + epochs_done(of_student)
         history = _History(folder, through, listen, tracking)
         if saved is None:
             for event in told:
@@ -288,7 +296,7 @@ def carry_out(
             prepared.encoder,
             remaining=remaining,
             lesson=lesson,
-            folder=student_folder,
+            checkpoints=of_student,
             config=assembled.config,
             history=history.events,
             listen=history,
@@ -301,13 +309,44 @@ def carry_out(
 
 def _open(folder: Path, config: dict[str, Any], splits: Splits, fresh: bool) -> None:
     """Begins to write: the run's first files, or the clearing up of what a killed process left."""
-    try:
-        for leftover in folder.rglob(".*.part"):
-            leftover.unlink()
+    with files.writing(folder):
+        files.clear_halves(folder)
         if fresh:
             write_start(folder, config, splits)
-    except OSError as error:
-        raise InputError(f"out: {folder} cannot be written to ({error.strerror}); choose another directory.") from None
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """Keeps other runs out of the run directory, or the comparison's, where there is one.
+
+    Raises:
+        InputError: another process is at work there, or it cannot be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            try:
+                stack.enter_context(locked(folder))
+            except OSError as error:
+                raise InputError(
+                    f"out: {folder} cannot be written to ({error.strerror}); mend that, or choose another directory."
+                ) from None
+        yield
+
+
+def _finished(folder: Path, model: Any, trackers: Sequence[Tracker], listen: Listener | None) -> Result:
+    """Loads a run that is done, and first does what a killed process left undone: the last file, telling trackers."""
+    page = folder / "report.html"
+    left = (folder / LOCK).exists() or files.halves(folder)
+    if page.exists() and not left and not unended(trackers, folder):
+        return load(folder, _structure(model))
+    with alone_in(folder):
+        with files.writing(folder):
+            files.clear_halves(folder)
+            if not page.exists():
+                write_report(folder)
+        result = load(folder, _structure(model))
+        _tell_at_last(unended(trackers, folder), result, folder, listen)
+    return result
 
 
 def _start(tracking: Tracking, config: Mapping[str, Any], job: Job, folder: Path | None) -> None:
@@ -336,7 +375,9 @@ class _History:
     """Keeps every event, writes it where there is a run directory, and passes it on."""
 
     def __init__(self, folder: Path | None, through: int | None, listen: Listener | None, tracking: Tracking | None):
-        self._file = None if folder is None else HistoryFile(folder / "history.jsonl", through)
+        self._writing = contextlib.nullcontext if folder is None else partial(files.writing, folder)
+        with self._writing():
+            self._file = None if folder is None else HistoryFile(folder / "history.jsonl", through)
         self._listen, self._tracking = listen, tracking
         self.events: list[Event] = [] if self._file is None else list(self._file.kept)
         for event in self.events:  # of a resumed run, the listener and the trackers hear the beginning too
@@ -349,7 +390,8 @@ class _History:
         event = files.jsonable(event)
         self.events.append(event)
         if self._file is not None:
-            self._file(event)
+            with self._writing():
+                self._file(event)
         _pass_on(event, self._listen)
         if self._tracking is not None:
             self._tracking(event)
@@ -381,7 +423,7 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: {folder} is a file; give a directory.")
     if not (folder / "config.yaml").exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and files.entries(folder):
             raise InputError(f"out: {folder} is not empty and holds no run; choose another directory.")
         return False
     if not resume:

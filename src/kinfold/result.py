@@ -36,6 +36,9 @@ if TYPE_CHECKING:  # drawing is imported when something is drawn
 
 _ROWS_AT_ONCE = 1024
 
+_SUMMED = ("config.yaml", "splits.safetensors", "history.jsonl", "model.safetensors", "model.json")
+"""Files of a finished run that it is read from, besides `result.json`."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -313,12 +316,19 @@ class Result:
         return path
 
     def write_end(self, directory: Path) -> None:
-        """Writes what is known at the end of a run: the model, `result.json` and the report."""
+        """Writes what is known at the end of a run: the model, checksums, `result.json` and the report.
+
+        A run is finished when `result.json` is there. What it rests on is on the disk before it is.
+        """
         finished = self._finished()
+        said = files.json_text(finished.said)
+        files.sync(directory / "history.jsonl")
         files.write_tensors(directory / "model.safetensors", finished.tensors())
         files.write_json(directory / "model.json", finished.about)
         files.write_text(directory / MODEL_CARD, model_card(finished))
-        files.write_json(directory / "result.json", finished.said)
+        sums = {name: files.sha256((directory / name).read_bytes()) for name in _SUMMED}
+        files.write_sums(directory, sums | {"result.json": files.sha256(said.encode())})
+        files.write_text(directory / "result.json", said)
         write_report(directory)
 
     def export(self, format: str, out: str | Path, *, rows: Any = None, force: bool = False) -> Path:
@@ -460,10 +470,10 @@ def write_start(directory: Path, config: Mapping[str, Any], splits: Splits) -> N
 
 
 def finished(directory: str | Path) -> Path:
-    """Returns the path of a directory that holds a finished run.
+    """Returns the path of a directory that holds a finished run, whose files are as they were written.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or one of its files is damaged.
     """
     path = Path(directory)
     if not path.is_dir():
@@ -472,6 +482,7 @@ def finished(directory: str | Path) -> Path:
         if (path / "config.yaml").exists():
             raise InputError(f"run: {path} holds an unfinished run; go on with kinfold train --resume --out {path}.")
         raise InputError(f"run: {path} holds no run; give the directory that `kinfold train` wrote.")
+    files.check_sums(path)
     return path
 
 

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from kinfold.checkpoint import Checkpoints
 from kinfold.engines import Job
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.timing import best_threads
-from kinfold.errors import RunError
+from kinfold.errors import InputError, RunError
 from kinfold.methods.base import Method
 from kinfold.run import Listener
 from kinfold.tasks.order import Segment, steps_in
@@ -62,7 +61,7 @@ def train_student(
     words: tuple[int | str, ...] = ("student",),
     after: int = 0,
     listen: Listener | None = None,
-    checkpoints: Path | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Student:
     """Trains one model on the rows, with the job's optimizer, methods and batches, and returns its last parameters.
 
@@ -77,7 +76,7 @@ def train_student(
         words: key its draws, with the job's seed, apart from those of other models.
         after: number of the last period before its first epoch, for the log.
         listen: is told of every epoch.
-        checkpoints: folder of its own checkpoints, from which it goes on, or None.
+        checkpoints: its own, from which it goes on, or None.
 
     Raises:
         RunError: training diverged.
@@ -97,15 +96,14 @@ def train_student(
         )
     )
     engine.threads = best_threads(engine.job, epochs * int(engine.steps(1)[0]))
-    kept = None if checkpoints is None else Checkpoints(checkpoints)
-    saved = None if kept is None else kept.latest()
+    saved = None if checkpoints is None else checkpoints.latest()
     done, seconds, train_loss = 0, 0.0, float("nan")
     if saved is not None:
         tensors, values = saved
         engine.restore(tensors, values["engine"])
         done, seconds, train_loss = values["epochs"], values["seconds"], values["train_loss"]
     earlier = seconds
-    with contextlib.closing(engine), contextlib.nullcontext() if kept is None else kept:
+    with contextlib.closing(engine), contextlib.nullcontext() if checkpoints is None else checkpoints:
         for epoch in range(done + 1, epochs + 1):
             began = time.perf_counter()
             rate = float(engine.options()["lr"][0])
@@ -116,11 +114,10 @@ def train_student(
             if listen is not None:
                 event: dict[str, Any] = {"event": "student", "period": after + epoch, "epoch": epoch, "epochs": epochs}
                 listen({**event, "train_loss": train_loss, "lr": rate, "seconds": time.perf_counter() - began})
-            if kept is not None and (epoch == epochs or kept.due()):
+            if checkpoints is not None and (epoch == epochs or checkpoints.due()):
                 tensors, state = engine.state()
-                kept.save(
-                    epoch, tensors, {"epochs": epoch, "seconds": seconds, "train_loss": train_loss, "engine": state}
-                )
+                stands = {"after": after, "epochs": epoch, "seconds": seconds, "train_loss": train_loss}
+                checkpoints.save(epoch, tensors, {**stands, "engine": state})
     if not (math.isfinite(train_loss) and bool(engine.sound().all())):
         raise RunError("the model that is trained on all rows diverged; lower the learning rate, or set clip_norm.")
     engine.snapshot(torch.ones(1, dtype=torch.bool))
@@ -128,10 +125,29 @@ def train_student(
     return Student(engine.export(0), watched, engine.visits(), train_loss, seconds, earlier)
 
 
-def epochs_done(checkpoints: Path | None) -> int:
+def epochs_done(checkpoints: Checkpoints | None) -> int:
     """Returns how many epochs of a student its checkpoints hold."""
-    saved = None if checkpoints is None else Checkpoints(checkpoints).latest()
+    saved = None if checkpoints is None else checkpoints.latest()
     return 0 if saved is None else int(saved[1]["epochs"])
+
+
+def keep_student(checkpoints: Checkpoints, after: int, tell: Callable[[str], None]) -> None:
+    """Clears a student's checkpoints away unless they can be gone on from: it then begins anew.
+
+    Args:
+        checkpoints: the student's.
+        after: the period at which the run stands. A student that began after another one has to wait until the tasks
+            are there again; these have gone back to a checkpoint before their last, since that is damaged.
+        tell: is told of damaged ones, in a line for the user.
+    """
+    try:
+        saved = checkpoints.latest(tell)
+    except InputError as error:
+        tell(f"{error} The student begins anew.")
+        checkpoints.clear()
+        return
+    if saved is not None and saved[1].get("after", after) != after:
+        checkpoints.clear()
 
 
 def epochs_within(visits: int, rows: int, batch_size: int) -> int:

@@ -30,7 +30,7 @@ from kinfold.data import read
 from kinfold.data.base import Dataset, fingerprint
 from kinfold.engines import choose_engine
 from kinfold.errors import InputError, RunError
-from kinfold.fitting import ABOUT_THE_RUN, fit
+from kinfold.fitting import ABOUT_THE_RUN, alone_in, fit
 from kinfold.splits import draw_splits
 from kinfold.splits.pick import check_share
 from kinfold.yaml_files import yaml_text
@@ -174,22 +174,25 @@ def compare(
     if listen is not None:
         for event in assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]:
             listen(event)
-    if folder is not None:
-        _open(folder, config, assembled.prepared, held)
-    scores = _run(lines, seeds, given, held, folder, listen)
-    metric = assembled.job.objective.metric
-    summaries = summary(
-        scores,
-        control,
-        metric.higher_is_better,
-        share,
-        controls=[arm.name for arm in lines if arm.control],
-        inference={arm.name: int(given["tasks"]) for arm in lines if arm.reference},
-    )
-    said = sentence(summaries, control)
-    found = Comparison(metric.name, tuple(scores), tuple(summaries), said, {**config, "tasks": tasks})
-    if folder is not None:
-        found.write(folder)
+    with alone_in(folder):
+        if folder is not None:
+            _check_folder(folder, config, resume)  # what another process has done there since the first look
+            _open(folder, config, assembled.prepared, held)
+        scores = _run(lines, seeds, given, held, folder, listen)
+        metric = assembled.job.objective.metric
+        summaries = summary(
+            scores,
+            control,
+            metric.higher_is_better,
+            share,
+            controls=[arm.name for arm in lines if arm.control],
+            inference={arm.name: int(given["tasks"]) for arm in lines if arm.reference},
+        )
+        said = sentence(summaries, control)
+        found = Comparison(metric.name, tuple(scores), tuple(summaries), said, {**config, "tasks": tasks})
+        if folder is not None:
+            with files.writing(folder):
+                found.write(folder)
     return found
 
 
@@ -266,13 +269,12 @@ def _open(folder: Path, config: Mapping[str, Any], prepared: Prepared, test: Dat
         "data": prepared.fingerprint,
         "test": None if test is None else fingerprint(test, test.fingerprints()),
     }
-    try:
-        if record.exists() and files.read_json(record) != known:
-            raise InputError(f"resume: the data has changed since the comparison in {folder} began; give another out.")
+    if record.exists() and files.read_json(record) != known:
+        raise InputError(f"resume: the data has changed since the comparison in {folder} began; give another out.")
+    with files.writing(folder):
+        files.clear_halves(folder)
         files.write_text(folder / "comparison.yaml", yaml_text(files.jsonable(dict(config))))
         files.write_json(record, known)
-    except OSError as error:
-        raise InputError(f"out: {folder} cannot be written to ({error.strerror}); choose another directory.") from None
 
 
 def _run(
@@ -298,8 +300,9 @@ def _run(
                     found = run(Trial({**given, "seed": seed}, test))
                 except RunError:  # no task ever had a finite score: the arm has none, and the others go on
                     found = {arm.name: _diverged(arm.name, seed) for arm in arms if arm.experiment == name}
-                if record is not None:
-                    files.write_json(record, files.jsonable({arm: asdict(score) for arm, score in found.items()}))
+                if record is not None and folder is not None:
+                    with files.writing(folder):
+                        files.write_json(record, {arm: asdict(score) for arm, score in found.items()})
             mine = {arm: score for arm, score in found.items() if arm in names}
             scores += mine.values()
             done += 1
@@ -334,7 +337,7 @@ def _check_folder(folder: Path | None, config: Mapping[str, Any], resume: bool) 
         raise InputError(f"out: {folder} is a file; give a directory.")
     record = folder / "comparison.yaml"
     if not record.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and files.entries(folder):
             raise InputError(f"out: {folder} is not empty and holds no comparison; choose another directory.")
         return
     if not resume:

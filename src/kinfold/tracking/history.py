@@ -26,5 +26,4 @@ class HistoryFile:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Appends the event."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(files.json_line(event) + "\n")
+        files.append_text(self._path, files.json_line(event) + "\n")

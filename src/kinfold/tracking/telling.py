@@ -69,7 +69,7 @@ class Tracking(contextlib.AbstractContextManager["Tracking"]):
         score = clean_name(f"validation/{metric}")
         self._system = SystemFigures() if self._trackers else None
         self._curves = Curves(tasks, score)
-        existed = folder is None or folder.exists()
+        existed = folder is None or (folder.exists() and bool(files.entries(folder)))
         try:
             for tracker in self._trackers:
                 self._lines.append(_started(tracker, TrackedRun(name, folder, config, tasks, score, None)))
