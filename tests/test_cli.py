@@ -301,6 +301,7 @@ def test_what_was_handed_back_is_said(cli, candidates, task, words):
     assert made["members"] == ([0] if task else [0, 1])
     said["selected"] |= {"kind": made["kind"], "task": 0 if task else None, "score": made["score"]}
     Path("run/result.json").write_text(json.dumps(said))
+    Path("run/SHA256SUMS").unlink()  # which would say that it was altered
     status, out, _ = cli("train", "--resume", "--out", "run")
     assert status == 0
     assert f"selected         {words}" in out
@@ -310,11 +311,11 @@ def test_what_was_handed_back_is_said(cli, candidates, task, words):
 def test_a_student_is_handed_back_without_being_selected_by_its_score(cli):
     status, out, _ = cli("train", "iris", *FAST, "--epochs", "8", "--transfer", "distil", "--out", "run")
     assert status == 0
-    assert "selected          a model distilled from all 2 tasks, trained on all unsealed rows" in out
+    assert "selected          a model trained in the end on all unsealed rows, by their labels alone" in out
     assert "over 2 validation sets; says little, since it trained on their rows" in out
     assert "selection score" not in out
     assert " epochs of the tasks, stopped by epochs" in out
-    assert "A model distilled from all 2 tasks" in Path("run/report.html").read_text()
+    assert "trained in the end on all unsealed rows" in Path("run/report.html").read_text()
 
 
 def test_without_sealed_rows_it_says_so(cli):

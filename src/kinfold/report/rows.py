@@ -177,7 +177,9 @@ def _eight_bits(values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 
 def _picture(pixels: UInt8[np.ndarray, "H W *C"]) -> tuple[str, int, int]:
     step = -(-max(pixels.shape[:2]) // _LONGEST_SIDE)
-    pixels = pixels[::step, ::step, :3]  # a fourth channel is what a screen has no colour for
+    pixels = pixels[::step, ::step][
+        ..., : 3 if pixels.ndim == 3 else None
+    ]  # a fourth channel is what a screen has no colour for
     height, width = pixels.shape[:2]
     return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}", width, height
 
