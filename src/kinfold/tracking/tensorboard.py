@@ -25,9 +25,8 @@ class TensorBoard(Tracker):
         log_dir: where; default `tensorboard` in the run directory.
 
     Example:
-        >>> TensorBoard().check(None)
-        Traceback (most recent call last):
-        kinfold.errors.InputError: tracking: tensorboard has nowhere to write; give out, or its log_dir.
+        >>> TensorBoard(log_dir="events")
+        TensorBoard(log_dir='events')
     """
 
     log_dir: str | None = None
