@@ -30,23 +30,6 @@ ARMS = ("--arms", "conventional,all-rows,papa", "--seeds", "2")
 METHODS = "[mixup, {name: label_smoothing, epsilon: 1e-1}]"
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def cli(capsys):
-    """Runs the command line in this process: (exit status, standard output, standard error)."""
-
-    def call(*argv):
-        capsys.readouterr()
-        status = main(argv)
-        return status, *capsys.readouterr()
-
-    return call
-
-
 def table(rows=90):
     """String labels, a categorical column, missing values, and a label that looks like a formula."""
     rng = np.random.default_rng(0)
@@ -463,7 +446,7 @@ def test_the_official_test_part_judges_unless_told_otherwise(cli, monkeypatch):
 
 def test_the_commands_and_the_example_of_the_page_are_understood(cli, capsys):
     """They are too long to be run here: what is in them is checked without training."""
-    page = (Path(__file__).parent.parent / "docs" / "comparing.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "comparing.md").read_text(encoding="utf-8")
     lines = [line for line in page.splitlines() if line.startswith("kinfold compare ")]
     assert len(lines) >= 3
     for line in lines:

@@ -120,14 +120,7 @@ def _fit(arm: str, trial: Trial, changes: Given) -> dict[str, Score]:
     began = time.perf_counter()
     given = {**trial.given, **changes}
     assembled = assemble(given)
-    result, _ = carry_out(
-        assembled,
-        patience=given["patience"],
-        engine=given["engine"],
-        resources=given["resources"],
-        compression=given["compression"],
-        listen=_hush,
-    )
+    result, _ = carry_out(assembled, **_ways(given), listen=_hush)
     selected = result.selected
     kept = selected.kind if selected.task is None else f"{selected.kind} {selected.task}"
     seconds = time.perf_counter() - began
@@ -156,6 +149,11 @@ def _conventional(trial: Trial, arm: str = CONVENTIONAL, times: int = 1) -> dict
     return _fit(arm, trial, {**one, "transfer": "none"})
 
 
+def _ways(given: Given) -> dict[str, Any]:
+    """What `carry_out` takes of the arguments of `fit`."""
+    return {name: given[name] for name in ("patience", "engine", "resources", "compression")}
+
+
 def _conventional_long(trial: Trial) -> dict[str, Score]:
     return _conventional(trial, "conventional-long", trial.given["tasks"])
 
@@ -165,15 +163,7 @@ def _restarts(trial: Trial) -> dict[str, Score]:
     began = time.perf_counter()
     given = {**trial.given, "transfer": "none", "start": "independent"}
     assembled = assemble(given)
-    result, members = carry_out(
-        assembled,
-        patience=given["patience"],
-        engine=given["engine"],
-        resources=given["resources"],
-        compression=given["compression"],
-        listen=_hush,
-        members=_with_a_say,
-    )
+    result, members = carry_out(assembled, **_ways(given), listen=_hush, members=_with_a_say)
     visits, seconds = int(result.cost["sample_visits"]), time.perf_counter() - began
     epochs = _best_period(result.history, assembled.job)
     refitted = _on_all_rows(assembled, epochs, schedule=assembled.remaining.epochs)
