@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test test-extras test-slow lint types imports docs clean
+.PHONY: help install demo test test-extras test-slow lint types imports audit docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,6 +24,10 @@ help:  ## list the targets
 
 .venv/.installed-docs: .venv/.installed
 	$(PIP) -e '.[docs]'
+	@touch $@
+
+.venv/.installed-audit: .venv/.installed
+	$(PIP) -e '.[audit]'
 	@touch $@
 
 install: .venv/.installed  ## make .venv and install Kinfold in it
@@ -50,6 +54,11 @@ types: .venv/.installed-dev  ## check types, strictly
 
 imports: .venv/.installed-dev  ## check that imports run one way
 	$(BIN)/lint-imports
+
+audit: .venv/.installed-audit  ## check the code (bandit), the pinned packages (pip-audit, which asks PyPI), their licences
+	$(BIN)/bandit -q -c pyproject.toml -r src
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
+	$(BIN)/python benchmarks/trust/licences.py
 
 docs: .venv/.installed-docs  ## build the documentation site into build/site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parent.parent
-_IN_NAV = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
+_IN_NAV = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
 _LINK = re.compile(
     r"(?P<picture>!?)\[(?P<text>[^\]\[]*)\]\((?!https?:|mailto:|#)(?P<to>[^)#\s]+)(?P<place>#[^)\s]*)?\)"
 )
@@ -56,5 +56,5 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 
 
 def _outside() -> list[Path]:
-    pages = [_ROOT / "CHANGELOG.md", _ROOT / "CONTRIBUTING.md"]
+    pages = [_ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
     return pages + [path for end in ("md", "svg", "png") for path in sorted((_ROOT / "benchmarks").rglob(f"*.{end}"))]

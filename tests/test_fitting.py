@@ -5,7 +5,6 @@ import inspect
 import math
 import subprocess
 import sys
-import types
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -554,9 +553,9 @@ def test_a_fallback_is_said(tmp_path: Path) -> None:
 
 
 def test_models_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("users_models")
-    module.linear = linear  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "users_models", module)
+    (tmp_path / "users_models.py").write_text("from torch import nn\n\n\ndef linear():\n    return nn.Linear(4, 3)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     result = kinfold.fit("users_models:linear", rows(), out=tmp_path / "run", **SMALL)
     loaded = kinfold.load(tmp_path / "run")
     assert (loaded.predict(rows()[0]) == result.predict(rows()[0])).all()

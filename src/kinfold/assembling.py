@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from kinfold import files
 from kinfold.candidates import CANDIDATES, Candidate
-from kinfold.config import describe, resolve
+from kinfold.config import describe, names_in, resolve
 from kinfold.data import TableEncoder, read
 from kinfold.data.base import Dataset, Encoder, fingerprint
 from kinfold.data.columns import CategoryColumn, stray_words
 from kinfold.engines import Job, Precision
 from kinfold.errors import InputError, unknown
 from kinfold.finishing import Remaining
+from kinfold.importing import require_part
 from kinfold.methods import METHODS, Method
 from kinfold.models import Rescaled, StandardisedMSE, factory, moments, sized
 from kinfold.parts import KIND_OF_LOSS, KIND_OF_METRIC, LOSSES, METRICS, optimizer_maker, scheduler_maker
@@ -90,8 +91,13 @@ def resolve_trackers(spec: Any, folder: Path | None) -> tuple[Tracker, ...]:
         folder: the run directory, or None.
 
     Raises:
-        InputError: one of them cannot be used, or two are of one name.
+        InputError: one of them cannot be used, or two are of one name; or arguments that say where to send or write
+            a run are read from what may be another's (see `importing.only_parts`).
     """
+    for one in spec if isinstance(spec, (list, tuple)) else (spec,):
+        given = {name: value for name, value in one.items() if name != "name"} if isinstance(one, Mapping) else {}
+        for text in names_in(given):
+            require_part(False, text, "tracking")
     trackers = _several("tracking", spec, TRACKERS, Tracker)
     names = [tracker.name for tracker in trackers]
     if len(set(names)) < len(names):

@@ -7,7 +7,7 @@ first three into the object, and `describe` an object back into what YAML can ho
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,22 @@ def is_object(described: Any) -> bool:
     if isinstance(described, list):
         return any(map(is_object, described))
     return isinstance(described, str) and described.startswith("<") and described.endswith(">")
+
+
+def names_in(described: Any) -> Iterator[str]:
+    """Yields every text in a described value, at any depth.
+
+    Example:
+        >>> list(names_in({"model": {"class_path": "mine:Net", "init_args": {"width": 3}}, "data": "digits"}))
+        ['mine:Net', 'digits']
+    """
+    if isinstance(described, Mapping):
+        described = list(described.values())
+    if isinstance(described, (list, tuple)):
+        for value in described:
+            yield from names_in(value)
+    elif isinstance(described, str):
+        yield described
 
 
 def _path(function: Callable[..., Any]) -> str | None:

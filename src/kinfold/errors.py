@@ -37,9 +37,19 @@ def unknown(argument: str, value: object, known: Iterable[str]) -> InputError:
         >>> print(unknown("transfer", "amtoo", ["amto", "none"]))
         transfer: unknown name 'amtoo', did you mean 'amto'? Known: amto, none.
     """
-    names = sorted(known)
+    names = sorted(map(printable, known))
     alike = [name for name in names if name.casefold() == str(value).casefold()]
     alike += [name for name in names if name == _SYNONYMS.get(str(value))]
     near = alike or difflib.get_close_matches(str(value), names, n=1)
     hint = f", did you mean {near[0]!r}?" if near else "."
     return InputError(f"{argument}: unknown name {value!r}{hint} Known: {', '.join(names)}.")
+
+
+def printable(text: str) -> str:
+    r"""Returns the text with everything that could steer a terminal, or end a line, as an escape.
+
+    Example:
+        >>> printable("a\x1b[31mb\n")
+        'a\\x1b[31mb\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -137,10 +137,35 @@ def read_json_lines(path: Path) -> list[Any]:
     for number, line in enumerate(lines, 1):
         try:
             values.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise InputError(f"{path}: line {number} is not JSON; resume the run to repair it.") from None
     return values
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Reads `history.jsonl`: an event a line (see docs/contracts.md).
+
+    Raises:
+        InputError: as for `read_json_lines`, and a line that is no event.
+    """
+    return events_of(read_json_lines(path), path)
+
+
+def events_of(values: Any, path: Path) -> list[dict[str, Any]]:
+    """Returns values that were read of a history, checked.
+
+    Args:
+        values: what is to be a list of events.
+        path: the file they are from, for messages.
+
+    Raises:
+        InputError: one of them is no event.
+    """
+    for number, event in enumerate(values, 1):
+        if not isinstance(event, dict) or "event" not in event or not isinstance(event.get("period", 0), int):
+            raise InputError(f"{path}: line {number} is no event; resume the run to repair it.")
+    return list(values)
 
 
 def jsonable(value: Any) -> Any:
@@ -156,6 +181,25 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def inert(cell: Any) -> Any:
+    r"""Returns a cell of a CSV file so that no spreadsheet takes it for a formula; numbers stay as they are.
+
+    Text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return, and is no number, gets an apostrophe before it
+    (OWASP, *CSV Injection*).
+
+    Example:
+        >>> [inert(cell) for cell in ("=1+1", "-7", "a-b", -7, "@x")]
+        ["'=1+1", '-7', 'a-b', -7, "'@x"]
+    """
+    if not isinstance(cell, str) or cell[:1] not in _FORMULAS:
+        return cell
+    return cell if _NUMBER.fullmatch(cell) else f"'{cell}"
+
+
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
 def read_json(path: Path) -> Any:
     """Reads JSON.
 
@@ -168,6 +212,8 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: no such file.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}).") from None
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read as JSON (it nests too deeply).") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:

@@ -21,9 +21,11 @@ from kinfold import files
 from kinfold.assembling import Assembled, Auto, Prepared, assemble, check, configuration, is_auto, resolve_trackers
 from kinfold.candidates import Candidate
 from kinfold.checkpoint import Checkpoints
-from kinfold.engines import Job, Precision, choose_engine
-from kinfold.errors import InputError
+from kinfold.config import names_in
+from kinfold.engines import Engine, Job, Precision, choose_engine
+from kinfold.errors import InputError, RunError
 from kinfold.finishing import ask_for_lesson, finish
+from kinfold.importing import one_line, only_parts
 from kinfold.locking import LOCK, locked
 from kinfold.methods import Method
 from kinfold.report import write_report
@@ -164,7 +166,7 @@ def fit(
     folder = None if out is None or callable(out) else Path(out)
     trackers = resolve_trackers(tracking, Path() if callable(out) else folder)
     if _check_folder(folder, configuration(given), resume) and folder is not None:
-        return _finished(folder, model, trackers, listen)
+        return _finished(folder, model, configuration(given), trackers, listen)
     began = time.perf_counter()
     assembled = assemble(given)
     if callable(out):
@@ -172,7 +174,7 @@ def fit(
     with alone_in(folder):
         # What another process has done there since the first look.
         if _check_folder(folder, assembled.config, resume) and folder is not None:
-            return load(folder, _structure(model))
+            return _load(folder, model, assembled.config)
         with shown_in_notebook(listen) as listen, Tracking(trackers) as tracked:
             result, _ = carry_out(
                 assembled,
@@ -231,6 +233,7 @@ def carry_out(
     of_student = None if folder is None else Checkpoints(folder / "checkpoints" / "student", log)
     saved = None if checkpoints is None or not resume else checkpoints.latest(warn)
     if saved is not None and folder is not None:
+        _check_checkpoint(saved[1], len(remaining.stages), folder)
         _check_data(prepared, saved[1]["run"]["data"], folder)
     if job.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.device)
@@ -248,7 +251,7 @@ def carry_out(
             if stage:  # the schedule of its stage, for the state of that schedule to be put into
                 ends = remaining.stages
                 started.reschedule(remaining.scheduler(ends[stage] - ends[stage - 1]))
-            progress = Progress.load(started, *saved)
+            progress = _restored(started, *saved)
         earlier = progress.wall_seconds
         if tracking is not None:
             _start(tracking, assembled.config, job, folder)
@@ -307,6 +310,28 @@ def carry_out(
         return result, [started.export(t) for t in members(result)]
 
 
+def _check_checkpoint(values: Any, stages: int, folder: Path) -> None:
+    """Checks that a checkpoint says what is asked of it before its state is put back."""
+    try:
+        run, engine = values["run"], values["engine"]
+        said = (values["engine_name"], engine["channels_last"], run["data"], run["stage"])
+        known = all(isinstance(value, kind) for value, kind in zip(said, (str, bool, str, int), strict=True))
+        whole = known and 0 <= run["stage"] < stages
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise InputError(f"resume: the checkpoint in {folder} is damaged or of another version; give another out.")
+
+
+def _restored(engine: Engine, tensors: dict[str, torch.Tensor], values: Any) -> Progress:
+    try:
+        return Progress.load(engine, tensors, values)
+    except RunError:  # an engine of several processes lost one
+        raise
+    except Exception as error:  # anything may stand in a file that somebody has changed
+        raise InputError(f"resume: the checkpoint is damaged or of another version ({one_line(error)}).") from error
+
+
 def _open(folder: Path, config: dict[str, Any], splits: Splits, fresh: bool) -> None:
     """Begins to write: the run's first files, or the clearing up of what a killed process left."""
     with files.writing(folder):
@@ -333,20 +358,28 @@ def alone_in(folder: Path | None) -> Iterator[None]:
         yield
 
 
-def _finished(folder: Path, model: Any, trackers: Sequence[Tracker], listen: Listener | None) -> Result:
+def _finished(
+    folder: Path, model: Any, config: dict[str, Any], trackers: Sequence[Tracker], listen: Listener | None
+) -> Result:
     """Loads a run that is done, and first does what a killed process left undone: the last file, telling trackers."""
     page = folder / "report.html"
     left = (folder / LOCK).exists() or files.halves(folder)
     if page.exists() and not left and not unended(trackers, folder):
-        return load(folder, _structure(model))
+        return _load(folder, model, config)
     with alone_in(folder):
         with files.writing(folder):
             files.clear_halves(folder)
             if not page.exists():
                 write_report(folder)
-        result = load(folder, _structure(model))
+        result = _load(folder, model, config)
         _tell_at_last(unended(trackers, folder), result, folder, listen)
     return result
+
+
+def _load(folder: Path, model: Any, config: dict[str, Any]) -> Result:
+    """Loads a finished run, importing nothing of others but what the caller's own arguments name."""
+    with only_parts(str(folder), names_in(config)):
+        return load(folder, _structure(model), trust=True)
 
 
 def _start(tracking: Tracking, config: Mapping[str, Any], job: Job, folder: Path | None) -> None:

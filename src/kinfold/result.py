@@ -4,7 +4,8 @@ Legend: T tasks, N rows, C classes or outputs.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 
 from kinfold import files
 from kinfold._version import __version__
-from kinfold.config import is_object
+from kinfold.config import is_object, names_in
 from kinfold.data import encoder_from_spec
 from kinfold.data.base import Encoder, Inputs, Kind, Label
 from kinfold.errors import InputError, unknown
 from kinfold.exporting import MODEL_CARD, Finished, export, model_card
-from kinfold.models import Rescaled, factory, sized
+from kinfold.importing import one_line, only_parts
+from kinfold.models import Rescaled, factory, sized, untrained
 from kinfold.report import picked_words, write_report
 from kinfold.selection import Diagnostics, Estimate
 from kinfold.selection.estimate import calibration_bins
@@ -35,6 +37,7 @@ if TYPE_CHECKING:  # drawing is imported when something is drawn
     from matplotlib.figure import Figure
 
 _ROWS_AT_ONCE = 1024
+_SMALL = 4096  # numbers that need no parameter for each, such as a length of which means are taken
 
 _SUMMED = ("config.yaml", "splits.safetensors", "history.jsonl", "model.safetensors", "model.json")
 """Files of a finished run that it is read from, besides `result.json`."""
@@ -170,6 +173,7 @@ class Result:
         stopped: `patience` or `epochs`.
         source: what the model was trained on.
         diagnostics: the selected model's outputs on the sealed rows, in figures; None for runs that did not keep them.
+        untrusted: the directory that it was loaded from, unless that is trusted: what it names is not imported.
     """
 
     model: nn.Module
@@ -190,6 +194,7 @@ class Result:
     stopped: str
     source: Source
     diagnostics: Diagnostics | None = None
+    untrusted: str | None = None
 
     def predict(self, x: Any) -> Shaped[np.ndarray, "N *K"]:
         """Returns the predicted classes as the user wrote them, or the predicted values.
@@ -348,7 +353,9 @@ class Result:
             InputError: an unknown format, something is there already, a package is missing, or rows are needed.
             RunError: the model cannot become a program, or what was made differs from the model.
         """
-        return export(self._finished(), format, Path(out), rows=rows, force=force)
+        theirs = self.untrusted
+        with nullcontext() if theirs is None else only_parts(theirs, names_in(rows)):
+            return export(self._finished(), format, Path(out), rows=rows, force=force)
 
     def _finished(self) -> Finished:
         about = {
@@ -486,7 +493,9 @@ def finished(directory: str | Path) -> Path:
     return path
 
 
-def load(directory: str | Path, model: nn.Module | Callable[..., nn.Module] | None = None) -> Result:
+def load(
+    directory: str | Path, model: nn.Module | Callable[..., nn.Module] | None = None, *, trust: bool = False
+) -> Result:
     """Returns a finished run from its directory, or a model from an export.
 
     An export (`Result.export`, format `safetensors`) has no splits' rows, and of the history findings and notes alone.
@@ -495,25 +504,34 @@ def load(directory: str | Path, model: nn.Module | Callable[..., nn.Module] | No
         directory: a run directory, or the folder of an export.
         model: a module of the run's structure, whose parameters are overwritten, or a factory of it; for runs whose
             model was given as a Python object. Models given by name or as `package.module:factory` are rebuilt.
-
+        trust: whether to import what the directory names, whatever it is. By default nothing is imported but parts of
+            Kinfold, torch and torchmetrics, so that a directory can be loaded whoever wrote it.
 
     Raises:
         InputError: the directory holds no finished run, a file is damaged, or the model cannot be rebuilt.
     """
     path = Path(directory)
+    with nullcontext() if trust else only_parts(str(path)):
+        return _loaded(path, model, trust)
+
+
+def _loaded(path: Path, model: nn.Module | Callable[..., nn.Module] | None, trust: bool) -> Result:
     exported = not (path / "config.yaml").exists() and (path / "model.json").exists()
     about = files.read_json(path / "model.json") if exported else files.read_json(finished(path) / "model.json")
     tensors, _ = files.read_tensors(path / "model.safetensors")
     try:
         if exported:
-            said, history, config = (about[name] for name in ("result", "history", "config"))
+            said, config = about["result"], about["config"]
+            history = files.events_of(about["history"], path / "model.json")
             splits = _no_rows(said["tasks"])
         else:
-            said, history = files.read_json(path / "result.json"), files.read_json_lines(path / "history.jsonl")
+            said, history = files.read_json(path / "result.json"), files.read_events(path / "history.jsonl")
             config, splits = files.read_yaml(path / "config.yaml"), load_splits(path / "splits.safetensors")
         target = Target(**{**about["target"], "labels": _tuple(about["target"]["labels"])})
         encoder = encoder_from_spec(about["encoder"])
         if model is None:
+            if not trust:
+                _check_sizes(about["model"], encoder, tensors)
             model = _rebuilt(about["model"], encoder, target.outputs)
         elif not isinstance(model, nn.Module):
             with torch.random.fork_rng([]):
@@ -534,7 +552,7 @@ def load(directory: str | Path, model: nn.Module | Callable[..., nn.Module] | No
             transfers=Transfers(transfers["proposed"], transfers["accepted"], torch.tensor(transfers["by_pair"])),
             history=history,
             cost=said["cost"],
-            config=config,
+            config=_complete(config),
             splits=splits,
             encoder=encoder,
             target=target,
@@ -544,10 +562,42 @@ def load(directory: str | Path, model: nn.Module | Callable[..., nn.Module] | No
             stopped=said["stopped"],
             source=Source(**about["source"]) if "source" in about else _unnamed(config, splits),
             diagnostics=None if said.get("diagnostics") is None else Diagnostics(**said["diagnostics"]),
+            untrusted=None if trust else str(path),
         )
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(f"run: {path} is damaged or of another version ({error!r}).") from None
+    except InputError:
+        raise
+    except Exception as error:  # anything may stand in files that somebody has changed
+        raise InputError(f"run: {path} is damaged or of another version ({one_line(error)}).") from error
     return result
+
+
+def _complete(config: Any) -> dict[str, Any]:
+    """Returns a run's configuration, in which all must stand that a finished run is asked for."""
+    return {**config, **{name: config[name] for name in ("data", "model", "loss", "metric", "seed", "precision")}}
+
+
+def _check_sizes(spec: Any, encoder: Encoder, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses a model that says it is larger than its parameters, before its memory is asked for.
+
+    No width, depth or vocabulary of a network is greater than the number of its parameters; where a number means
+    something else, the run is to be trusted.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    for number in _whole_numbers([spec, encoder.hints]):
+        if abs(number) > max(held, _SMALL):
+            raise InputError(
+                f"load: the model says {number}, and {held} numbers were saved of it; mend it, or trust it."
+            )
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _whole_numbers(item)
+    elif isinstance(value, int):
+        yield value
 
 
 def _unnamed(config: Mapping[str, Any], splits: Splits) -> Source:
@@ -566,7 +616,7 @@ def _rebuilt(spec: Any, encoder: Encoder, outputs: int) -> nn.Module:
         raise InputError("load: the run's model was a Python object; give load(directory, model=…) its structure.")
     # Its parameters are overwritten, but drawing them must not move the caller's random state.
     with torch.random.fork_rng([]):
-        return factory(spec, encoder.input_shape, outputs, encoder.hints)()
+        return factory(untrained(spec), encoder.input_shape, outputs, encoder.hints)()
 
 
 def _filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -49,6 +49,7 @@ from kinfold.data import ArrayDataset, Dataset, Kind, TableDataset, TableEncoder
 from kinfold.engines import Precision
 from kinfold.errors import InputError
 from kinfold.fitting import fit
+from kinfold.importing import one_line
 from kinfold.models import MODELS
 from kinfold.models.hubs import hub_of
 from kinfold.result import load, model_outputs
@@ -379,11 +380,13 @@ class KinfoldEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         }
 
     @classmethod
-    def load(cls: type[Estimator], directory: str | Path, **params: Any) -> Estimator:
+    def load(cls: type[Estimator], directory: str | Path, *, trust: bool = False, **params: Any) -> Estimator:
         """Returns the fitted estimator that `save` wrote.
 
         Args:
             directory: where it is.
+            trust: whether to import what the directory names, whatever it is; see `kinfold.load`. Fitting again imports
+                what the parameters name: where they are another's, look at `get_params()` first.
             params: parameters that a file cannot hold, such as a `module` that is a class of your own session. Of
                 these only the module is needed to predict; the others, left out, have their defaults should it be
                 fitted again.
@@ -404,8 +407,9 @@ class KinfoldEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         if not (path / _SAVED).exists():
             raise InputError(f"load: {path} holds no estimator; give the directory that {cls.__name__}.save wrote.")
         said = files.read_json(path / _SAVED)
-        if said.get("estimator") != cls.__name__:
-            raise InputError(f"load: {path} holds a {said.get('estimator')}; load it by that class.")
+        its = said.get("estimator") if isinstance(said, dict) else None
+        if its != cls.__name__:
+            raise InputError(f"load: {path} holds a {its}; load it by that class.")
         try:
             kept = {name: value for name, value in said["params"].items() if not is_object(value)}
             if isinstance(params.get("module"), nn.Module):  # which takes no arguments any more
@@ -413,13 +417,15 @@ class KinfoldEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             estimator: Estimator = cls(**{**kept, **params})
             module = estimator._part("module")
             own = "module" in params and not isinstance(module, (str, Mapping))
-            estimator.result_ = load(path, copy.deepcopy(module) if own else None)
+            estimator.result_ = load(path, copy.deepcopy(module) if own else None, trust=trust)
             estimator.n_features_in_ = said["n_features_in"]
             if said["feature_names_in"] is not None:
                 estimator.feature_names_in_ = np.array(said["feature_names_in"], dtype=object)
             estimator._remember(said)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"load: {path / _SAVED} is damaged or of another version ({error!r}).") from None
+        except InputError:
+            raise
+        except Exception as error:  # anything may stand in a file that somebody has changed
+            raise InputError(f"load: {path / _SAVED} is damaged or of another version ({one_line(error)}).") from error
         estimator._ready()
         return estimator
 

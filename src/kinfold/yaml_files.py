@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from kinfold.errors import InputError
+from kinfold.limits import YAML_BYTES, check_yaml
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,6 +27,15 @@ for _own in (_Loader, _Dumper):
     _own.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    """Escapes the line breaks of Unicode, which else are folded into others."""
+    style = '"' if re.search("[\x85\u2028\u2029]", value) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ def read_yaml(path: Path) -> Any:
     """Reads YAML.
 
     Raises:
-        InputError: the file is missing or is not YAML.
+        InputError: the file is missing, is not YAML, or would be too large (see `kinfold.limits`).
     """
     return read_located(path).value
 
@@ -80,20 +90,29 @@ def read_located(path: Path) -> Located:
     """Reads YAML, and where its keys stand.
 
     Raises:
-        InputError: the file is missing or is not YAML, or a key stands twice in one mapping.
+        InputError: the file is missing, is not YAML, or would be too large (see `kinfold.limits`); or a key stands
+            twice in one mapping.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            loader = _Loader(file)
-            try:
-                node = loader.get_single_node()
-                lines = {} if node is None else dict(_lines(node, "", set()))
-                return Located(None if node is None else loader.construct_document(node), lines)
-            finally:
-                loader.dispose()
+        with path.open("rb") as file:
+            content = file.read(YAML_BYTES + 1)
+        if len(content) > YAML_BYTES:
+            raise InputError(f"it has more than {YAML_BYTES} bytes")
+        loader = _Loader(content.decode())
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return Located(None)
+            check_yaml(node)
+            lines = dict(_lines(node, "", set()))
+            return Located(loader.construct_document(node), lines)
+        finally:
+            loader.dispose()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read as YAML (it nests too deeply).") from None
+    except Exception as error:  # its constructors raise anything: `!!int ''` an IndexError, `!!bool x` a KeyError
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
 
 

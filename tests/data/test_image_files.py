@@ -367,7 +367,7 @@ def bomb(width, height):
 def test_pictures_that_claim_too_much_are_refused(tmp_path, width, height):
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb(width, height))
-    with pytest.raises(InputError, match=r"bomb\.png: (has 8192 × 8193 pixels|cannot be read)") as error:
+    with pytest.raises(InputError, match=r"bomb\.png: (has \d+ × \d+ pixels|cannot be read)") as error:
         ImageFiles([path])
     assert "\n" not in str(error.value)
 

@@ -70,6 +70,15 @@ def declare_run(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory that train wrote")
 
 
+def declare_trust(parser: ArgumentParser) -> None:
+    """Adds `--trust` to the arguments of a verb that reads a directory."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import whatever code the directory names; it runs as you, so know its maker",
+    )
+
+
 def source_of(data: str) -> str:
     """Returns what DATA is called in the name of a folder."""
     return data if ":" in data else Path(data).stem

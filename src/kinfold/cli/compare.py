@@ -16,6 +16,7 @@ from kinfold.cli.keys import (
     defaults,
     interrupted,
     printed_instead,
+    reading,
     runnable,
 )
 from kinfold.cli.sources import defaults_in
@@ -55,7 +56,11 @@ def _compare(given: Given) -> str:
         values["arms"] = _arms(values["arms"])
     folder = free_folder("compare", source_of(values["data"])) if given["out"] is None else Path(given["out"])
     try:
-        with listener(given["quiet"], live_grid, plain_grid) as listen, chosen.naming_lines():
+        with (
+            reading("compare", given),
+            listener(given["quiet"], live_grid, plain_grid) as listen,
+            chosen.naming_lines(),
+        ):
 
             def told(event: Given) -> None:
                 while untold:  # not before everything has been checked: bad input gets one line alone
@@ -64,7 +69,7 @@ def _compare(given: Given) -> str:
 
             found = compare(**values, out=folder, resume=given["resume"], listen=told)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(interrupted("compare", folder)) from None
+        raise KeyboardInterrupt(interrupted("compare", folder, values)) from None
     return json_text(_compared(found, folder)) if given["json"] else _comparison(found, folder)
 
 

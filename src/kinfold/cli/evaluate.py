@@ -1,11 +1,12 @@
 """`kinfold evaluate`."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
-from kinfold.cli.base import Command, Given, Json, declare_run, json_text, number, scored
+from kinfold.cli.base import Command, Given, Json, declare_run, declare_trust, json_text, number, scored
 from kinfold.tracking.progress import printable
 
 if TYPE_CHECKING:  # they import torch
@@ -19,14 +20,16 @@ def _declare_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="labelled rows, as for train")
     parser.add_argument("--target", metavar="COL", help="column to predict (default: the run's)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON alone")
+    declare_trust(parser)
 
 
 def _evaluate(given: Given) -> str:
     from kinfold.data import read
     from kinfold.files import jsonable
+    from kinfold.importing import only_parts
     from kinfold.result import load
 
-    result = load(given["run"])
+    result = load(given["run"], trust=given["trust"])
     target = result.target
     dataset = read(
         given["data"],
@@ -35,7 +38,8 @@ def _evaluate(given: Given) -> str:
         labels=target.labels,
         written=result.encoder.written,
     )
-    estimate, notes = _measured(result, dataset)
+    with nullcontext() if given["trust"] else only_parts(given["run"]):
+        estimate, notes = _measured(result, dataset)
     # Nobody knows here where the rows come from, so nothing is said of whether they are clean.
     said = jsonable({"run": given["run"], "data": given["data"], **asdict(estimate), "clean": None, "notes": notes})
     return json_text(said) if given["json"] else _figures(said)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from kinfold.cli.base import Command, Given, declare_run
+from kinfold.cli.base import Command, Given, declare_run, declare_trust
 from kinfold.tracking.progress import printable
 
 
@@ -14,14 +14,15 @@ def _declare_export(parser: ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE|DIR", help="folder to write, or the program's file")
     parser.add_argument("--rows", metavar="DATA", help="rows to check a program on (default: the run's own data)")
     parser.add_argument("--force", action="store_true", help="replace what is there")
+    declare_trust(parser)
 
 
 def _export(given: Given) -> str:
     from kinfold.result import load
 
     out = Path(given["out"])
-    written = load(given["run"]).export(given["format"], out, rows=given["rows"], force=given["force"])
-    return printable(str(written))
+    result = load(given["run"], trust=given["trust"])
+    return printable(str(result.export(given["format"], out, rows=given["rows"], force=given["force"])))
 
 
 EXPORT = Command(

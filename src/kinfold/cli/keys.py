@@ -5,17 +5,18 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from kinfold.cli.base import Command, Given, Json
+from kinfold.cli.base import Command, Given, Json, declare_trust
 from kinfold.cli.schemas import schema_text
 from kinfold.cli.sources import constant_in, defaults_in
 from kinfold.errors import InputError, unknown
+from kinfold.importing import is_part_name, only_parts
 from kinfold.yaml_files import Located, read_located, yaml_text
 
 _Kind: TypeAlias = Literal["classification", "regression"]
@@ -141,6 +142,7 @@ def declare_keys(parser: ArgumentParser, keys: Mapping[str, Key], defaults: Give
     parser.add_argument("--print-config", action="store_true", help="print the configuration as YAML, and do no more")
     parser.add_argument("--print-schema", action="store_true", help="print the JSON schema of FILE, and do no more")
     parser.add_argument("--resume", action="store_true", help="go on with what is in --out where it stopped")
+    declare_trust(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, findings or notes")
 
 
@@ -270,6 +272,21 @@ def _config_file(command: str, given: Given) -> Path | None:
     return own if own is not None and own.exists() else None
 
 
+def reading(command: str, given: Given) -> AbstractContextManager[None]:
+    """Returns what is to be entered while a command runs: the directory it goes on in may be another's.
+
+    What the user types, and what stands in a file named by `--config`, is the user's own.
+    """
+    from kinfold.config import names_in
+
+    if given["trust"] or not given["resume"] or given["config"] is not None:
+        return nullcontext()
+    own = Path(given["out"], _RECORDS[command])
+    return only_parts(
+        str(own), names_in({name: given[name] for name in ("data", *KEYS, *COMPARE_KEYS) if name in given})
+    )
+
+
 def _from_file(command: Command, keys: Mapping[str, Key], path: Path, flags: Given) -> Configured:
     from kinfold.config import is_object
 
@@ -296,8 +313,17 @@ def _from_file(command: Command, keys: Mapping[str, Key], path: Path, flags: Giv
     return replace(found, values={**parsed, **flags})
 
 
-def interrupted(command: str, folder: Path | None) -> str:
+def interrupted(command: str, folder: Path | None, values: Given) -> str:
     """Returns what is said of an interrupt: whether there is something to go on with, and how."""
+    from kinfold.config import names_in
+
     if folder is None or not (folder / _RECORDS[command]).exists():
         return "interrupted before training began; nothing was written."
-    return f"interrupted; go on with: kinfold {command} --resume --out {shlex.quote(str(folder))}"
+    tracking = values.get("tracking")
+    own = any(_OWN_CODE.fullmatch(name) and not is_part_name(name) for name in names_in(values))
+    own |= any(isinstance(one, Mapping) for one in (tracking if isinstance(tracking, list) else (tracking,)))
+    trust = " --trust" if own else ""
+    return f"interrupted; go on with: kinfold {command} --resume{trust} --out {shlex.quote(str(folder))}"
+
+
+_OWN_CODE = re.compile(r"(?!(timm|torchvision|hf):)[^\W\d][\w.]*:(?!test$)[^\W\d][\w.]*")

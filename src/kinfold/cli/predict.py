@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
-from kinfold.cli.base import Command, Given, declare_run
+from kinfold.cli.base import Command, Given, declare_run, declare_trust
 from kinfold.errors import InputError
 from kinfold.tracking.progress import printable
 
@@ -19,6 +19,7 @@ def _declare_predict(parser: ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="rows as the run was given them, with or without a target")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .csv or .parquet file to write")
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
+    declare_trust(parser)
 
 
 def _predict(given: Given) -> str:
@@ -30,7 +31,7 @@ def _predict(given: Given) -> str:
     out = Path(given["out"])
     if out.is_dir() or (out.exists() and not given["force"]):
         raise InputError(f"out: {out} exists already; choose another file, or replace a file by --force.")
-    result = load(given["run"])
+    result = load(given["run"], trust=given["trust"])
     columns = _predictions(result, read_features(given["data"], result.encoder.written))
     write_table(out, pd.DataFrame(columns))
     return f"{len(columns['row'])} predictions in {printable(str(out))}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from kinfold.cli.base import Command, Given, Json, free_folder, json_text, listener, number, scored, source_of
-from kinfold.cli.keys import KEYS, declare_keys, defaults, interrupted, printed_instead, runnable
+from kinfold.cli.keys import KEYS, declare_keys, defaults, interrupted, printed_instead, reading, runnable
 from kinfold.tracking.progress import LiveProgress, print_message, printable
 
 
@@ -35,12 +35,13 @@ def _train(given: Given) -> str:
 
     try:
         with (
+            reading("train", given),
             listener(given["quiet"], LiveProgress, lambda: nullcontext(print_message)) as listen,
             chosen.naming_lines(),
         ):
             result = fit(**chosen.values, out=folder or out, resume=given["resume"], listen=listen)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(interrupted("train", folder)) from None
+        raise KeyboardInterrupt(interrupted("train", folder, chosen.values)) from None
     said = jsonable(result.to_json())
     assert folder is not None  # named above, or by `out`
     return json_text(said) if given["json"] else _summary(said, folder)

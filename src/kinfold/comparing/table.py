@@ -23,6 +23,7 @@ from kinfold.comparing.statistics import (
     paired_t,
 )
 from kinfold.errors import InputError, unknown
+from kinfold.files import inert
 
 CONVENTIONAL = "conventional"
 """The arm whose sample visits are the unit of the others'."""
@@ -261,7 +262,7 @@ def to_markdown(summaries: Sequence[ArmSummary]) -> str:
 
 
 def to_csv(scores: Sequence[Score]) -> str:
-    """Returns the records as CSV with a header, numbers with all their digits.
+    """Returns the records as CSV with a header, numbers with all their digits, and no text a formula (`files.inert`).
 
     Example:
         >>> print(to_csv([Score("teach", 0, 93.5, 0.1, 99.0, 8000, 1.5, "task 3")]), end="")
@@ -271,7 +272,7 @@ def to_csv(scores: Sequence[Score]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(field.name for field in fields(Score))
-    writer.writerows(astuple(score) for score in scores)
+    writer.writerows(map(inert, astuple(score)) for score in scores)
     return buffer.getvalue()
 
 

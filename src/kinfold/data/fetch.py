@@ -297,7 +297,7 @@ def run(command: Sequence[str], folder: Path) -> None:
     Raises:
         subprocess.SubprocessError: it failed (`stderr` is what it said), or took longer than `PATIENCE_S`.
     """
-    subprocess.run(
+    subprocess.run(  # nosec B603  # no shell; of what is run nothing is the user's but paths and a set's name
         command,
         cwd=folder,
         env={**os.environ, "LC_ALL": "C"},
@@ -393,7 +393,7 @@ def _members(archive: Path, wanted: Container[str]) -> Iterator[tuple[str, int, 
             yield from _tar_members(tar, wanted)
     else:
         command = ("dpkg-deb", "--fsys-tarfile", str(archive))
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:  # nosec B603
             try:
                 with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
                     yield from _tar_members(tar, wanted)

@@ -18,10 +18,9 @@ from kinfold.data.base import Dataset, Kind, Label
 from kinfold.data.images import images_or_arrays
 from kinfold.errors import InputError
 from kinfold.importing import one_line
+from kinfold.limits import max_bytes
 
-MAX_BYTES = 2**32
-"""The most that a compressed file may hold once decompressed; one that is not compressed is mapped, of any size."""
-
+_BLOCK = 1 << 20
 _NAME = re.compile(r".*images(.*\.idx|[.-]idx\d-ubyte)(\.gz)?")
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -33,7 +32,7 @@ def read_idx(path: Path) -> Shaped[np.ndarray, "..."]:
         path: an idx file, compressed if its name ends `.gz`.
 
     Raises:
-        InputError: no such file; one that is damaged, cut short, too long, not idx, or of more than `MAX_BYTES`
+        InputError: no such file; one that is damaged, cut short, too long, not idx, or of more than `max_bytes()`
             once decompressed.
 
     Example:
@@ -48,9 +47,11 @@ def read_idx(path: Path) -> Shaped[np.ndarray, "..."]:
         if path.suffix.lower() == ".gz":
             with gzip.open(path, "rb") as file:
                 dtype, shape, size, _ = _header(path, file)
-                if size > MAX_BYTES:
-                    raise InputError(f"{path}: claims {size} bytes; give a file of at most {MAX_BYTES}, or unpack it.")
-                content = bytearray(file.read(size + 1))  # one more shows what is too long, whatever its length
+                if size > max_bytes():  # one that is not packed is mapped, of any size
+                    raise InputError(f"{path}: claims {size} bytes; unpack it, or raise KINFOLD_MAX_BYTES.")
+                content = bytearray()  # no more than there is, whatever the header claims
+                while len(content) <= size and (block := file.read(min(_BLOCK, size + 1 - len(content)))):
+                    content += block  # one byte more shows what is too long, whatever its length
             _check_size(path, len(content), size)
             array = np.frombuffer(content, dtype=dtype).reshape(shape)
         else:

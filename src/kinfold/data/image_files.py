@@ -21,15 +21,13 @@ from kinfold.data.base import taken
 from kinfold.data.streamed import check_num_workers
 from kinfold.errors import InputError
 from kinfold.importing import one_line
+from kinfold.limits import max_pixels
 
 if TYPE_CHECKING:  # an extra
     from PIL.Image import Image
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """How the names of picture files end."""
-
-MAX_PIXELS = 2**26
-"""The most pixels that one picture may have (8,192 × 8,192): a small file can claim more than memory holds."""
 
 LARGEST_SIDE = 224
 """The longer side, in pixels, to which larger pictures are scaled down where no size is given."""
@@ -149,7 +147,7 @@ class ImageFiles:
 
     Raises:
         InputError: num_workers is negative, Pillow is not installed, or a file is missing, is no picture, or has more
-            than `MAX_PIXELS`.
+            than `max_pixels()`.
     """
 
     def __init__(
@@ -222,17 +220,21 @@ def open_image(path: Path) -> "Image":
     """Returns a picture whose header has been read, to be closed by the caller.
 
     Raises:
-        InputError: Pillow is not installed, or the file is missing, is no picture, or has more than `MAX_PIXELS`.
+        InputError: Pillow is not installed, or the file is missing, is no picture, or has more than `max_pixels()`.
     """
     _require_pillow()
     from PIL import Image
 
     with _named(path), warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # Of more than our own limit; of more than twice theirs it is an error in any case.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(path, formats=_DECODERS)
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > max_pixels():
         image.close()
-        raise InputError(f"{path}: has {image.width} × {image.height} pixels; give pictures of at most {MAX_PIXELS}.")
+        raise InputError(
+            f"{path}: has {image.width} × {image.height} pixels; make it smaller, or raise KINFOLD_MAX_PIXELS "
+            f"({max_pixels()})."
+        )
     return image
 
 
@@ -258,7 +260,7 @@ def _decoded(path: Path, shape: Shape) -> UInt8[np.ndarray, "C H W"]:
 
     channels, height, width = shape
     mode = "L" if channels == 1 else "RGB"
-    with Image.open(path, formats=_DECODERS) as opened:
+    with open_image(path) as opened:  # it may have become another since it was looked at
         longer = max(height, width)
         opened.draft(mode, (longer, longer))  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is enough
         image = ImageOps.exif_transpose(_eight_bits(opened)).convert(mode)

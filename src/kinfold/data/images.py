@@ -17,12 +17,13 @@ from kinfold.data.arrays import from_arrays
 from kinfold.data.base import Dataset, Encoder, Inputs, Kind, Label
 from kinfold.data.folders import class_files, column_paths, files_in
 from kinfold.data.hashes import content_hashes
-from kinfold.data.image_files import ENDINGS, MAX_PIXELS, FilePixels, HeldPixels, ImageFiles, Pixels, Shape
+from kinfold.data.image_files import ENDINGS, FilePixels, HeldPixels, ImageFiles, Pixels, Shape
 from kinfold.data.programs import FromPixels, Port, Program
 from kinfold.data.streamed import Streamed
 from kinfold.data.table import TableDataset
 from kinfold.data.targets import make_target, row_values
 from kinfold.errors import InputError
+from kinfold.limits import max_pixels
 
 _CPU = torch.device("cpu")
 _CHANNELS = (1, 3, 4)
@@ -258,7 +259,7 @@ def from_pixels(
         kind: `classification` or `regression` where the type of `y` says otherwise.
 
     Raises:
-        InputError: another type or shape, no images, images of more than `MAX_PIXELS` pixels, lengths that differ,
+        InputError: another type or shape, no images, images of more than `max_pixels()` pixels, lengths that differ,
             only one class.
 
     Example:
@@ -378,8 +379,8 @@ def pixel_tensor(pixels: Any, known: Shape | None = None) -> UInt8[Tensor, "N C 
         raise InputError(f"X: has shape {list(shape)}; give one image of one pixel at least.")
     tensor = pixels.detach().cpu() if isinstance(pixels, Tensor) else _shared(pixels)
     tensor = tensor.unsqueeze(1) if len(shape) == 3 else tensor.movedim(axis, 1)
-    if tensor.shape[2] * tensor.shape[3] > MAX_PIXELS:
-        raise InputError(f"X: has shape {list(shape)}; give images of at most {MAX_PIXELS} pixels.")
+    if tensor.shape[2] * tensor.shape[3] > max_pixels():
+        raise InputError(f"X: has shape {list(shape)}; give images of at most {max_pixels()} pixels.")
     return tensor
 
 

@@ -1,7 +1,5 @@
 """`.npz` archives of numpy arrays: `X`, `y`, and `groups` and `times` where there are any."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from kinfold.data.base import Dataset, Kind, Label
 from kinfold.data.images import images_or_arrays
 from kinfold.errors import InputError
 from kinfold.importing import one_line
+from kinfold.limits import max_bytes
 
 FEATURES = ("X", "x", "features", "data")
 TARGETS = ("y", "labels", "targets", "target")
@@ -27,8 +26,8 @@ def from_npz(path: Path, *, kind: Kind | None = None, labels: Sequence[Label] | 
         labels: the classes of an earlier run, in its order.
 
     Raises:
-        InputError: no such file, a damaged archive, pickled objects in it, no array of the needed names, and
-            all that `from_arrays` and `from_pixels` raise.
+        InputError: no such file, a damaged archive, one that unpacks to more than `max_bytes()`, pickled objects in it,
+            no array of the needed names, and all that `from_arrays` and `from_pixels` raise.
     """
     arrays = _read_npz(path)
     return images_or_arrays(
@@ -57,10 +56,17 @@ def _read_npz(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise TypeError("it is one array without a name")
-            return dict(archive)
+            size = sum(member.file_size for member in archive.zip.infolist())
+            if size > max_bytes():
+                raise ValueError(f"it unpacks to {size} bytes; where it is to, raise KINFOLD_MAX_BYTES")
+            arrays = {name: archive[name] for name in archive.files}
+            for name, array in arrays.items():
+                if not isinstance(array, np.ndarray):
+                    raise TypeError(f"{name[:40]!r} in it is no array")
+            return arrays
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
-    except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # zipfile, its decoders and numpy have many errors for a damaged file
         raise InputError(f"{path}: cannot be read as .npz of plain arrays ({one_line(error)}).") from None
 
 

@@ -37,7 +37,7 @@ from kinfold.data.text import from_text_table, from_texts
 from kinfold.data.text_files import JSON_TARGET, TARGET, read_json_table, read_tab
 from kinfold.data.words import is_free_text, is_texts
 from kinfold.data.wrapped import from_torch, torch_features
-from kinfold.errors import InputError, unknown
+from kinfold.errors import InputError, printable, unknown
 from kinfold.importing import load_callable, one_line
 
 if TYPE_CHECKING:  # importing pandas takes long, and arrays do without it
@@ -286,7 +286,7 @@ def _read(source: Any, choice: Choice) -> Dataset:
 def _from_frame(frame: "pandas.DataFrame", name: str, choice: Choice) -> Dataset:
     target = choice.target or frame.attrs.get(TARGET)
     if target is None:
-        columns = ", ".join(str(column) for column in frame.columns)
+        columns = ", ".join(printable(str(column)) for column in frame.columns)
         raise InputError(f"target: name the column of {name} to predict. Columns: {columns}.")
     table = from_frame(
         frame,

@@ -2,9 +2,9 @@
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -13,8 +13,9 @@ from kinfold.data.base import Kind
 from kinfold.data.plain import read_bytes, read_text
 from kinfold.data.targets import as_written
 from kinfold.errors import InputError, unknown
-from kinfold.files import write_bytes
+from kinfold.files import inert, write_bytes
 from kinfold.importing import one_line
+from kinfold.limits import max_bytes
 
 if TYPE_CHECKING:  # importing pandas takes long, and arrays do without it
     import pandas
@@ -25,6 +26,7 @@ MISSING = ("", "NA", "NaN", "nan", "NULL", "null")
 MISSING_TARGETS = (*MISSING, "None")
 """What is read as missing where a target should be; `None` may be a category of a feature."""
 
+_ROWS_AT_ONCE = 4096  # of a Parquet file: few, since a value that is written once may be repeated in each
 _DELIMITERS = (",", ";", "\t")
 
 
@@ -140,14 +142,17 @@ def read_parquet(path: Path) -> "pandas.DataFrame":
     """Returns a Parquet file as a table.
 
     Raises:
-        InputError: pyarrow is not installed, no such file, a damaged file.
+        InputError: pyarrow is not installed, no such file, a damaged file, one that unpacks to more than `max_bytes()`.
     """
-    import pandas as pd
-
     _require_pyarrow(path)
+    from pyarrow import parquet
+
     content = read_bytes(path)
     try:
-        return pd.read_parquet(io.BytesIO(content), engine="pyarrow")
+        file = parquet.ParquetFile(io.BytesIO(content))
+        if file.metadata.num_rows * len(file.schema_arrow) > max_bytes():  # a byte a cell, at the very least
+            raise _too_much()
+        return _frame(file.schema_arrow, file.iter_batches(_ROWS_AT_ONCE))
     except Exception as error:  # pyarrow has many errors for a damaged file
         raise InputError(f"{path}: cannot be read as Parquet ({one_line(error)}).") from None
 
@@ -156,31 +161,56 @@ def read_arrow(path: Path) -> "pandas.DataFrame":
     """Returns an Arrow or Feather file as a table; Arrow in the form of files or of streams.
 
     Raises:
-        InputError: pyarrow is not installed, no such file, a damaged file.
+        InputError: pyarrow is not installed, no such file, a damaged file, one that unpacks to more than `max_bytes()`.
     """
     _require_pyarrow(path)
     from pyarrow import feather, ipc
 
     content = read_bytes(path)
     try:
-        if content.startswith((b"ARROW1", b"FEA1")):
-            table = feather.read_table(io.BytesIO(content))
+        if content.startswith(b"FEA1"):  # the first version, in which nothing is packed
+            frame: pandas.DataFrame = feather.read_table(io.BytesIO(content)).to_pandas()
+        elif content.startswith(b"ARROW1"):
+            file = ipc.open_file(content)
+            frame = _frame(file.schema, map(file.get_batch, range(file.num_record_batches)))
         else:
-            table = ipc.open_stream(content).read_all()
-        frame: pandas.DataFrame = table.to_pandas()
+            stream = ipc.open_stream(content)
+            frame = _frame(stream.schema, stream)
     except Exception as error:  # pyarrow has many errors for a damaged file
         raise InputError(f"{path}: cannot be read as Arrow ({one_line(error)}).") from None
     return frame
 
 
+def _frame(schema: Any, batches: Iterable[Any]) -> "pandas.DataFrame":
+    """Returns batches of Arrow as a table, unpacking no more of them than the limit allows."""
+    from pyarrow import Table
+
+    kept, size = [], 0
+    for batch in batches:
+        batch.validate(full=True)  # Arrow trusts what it reads: offsets that lead elsewhere, text that is none
+        size += batch.nbytes
+        if size > max_bytes():
+            raise _too_much()
+        kept.append(batch)
+    frame: pandas.DataFrame = Table.from_batches(kept, schema).to_pandas()
+    return frame
+
+
+def _too_much() -> ValueError:
+    return ValueError(f"it unpacks to more than {max_bytes()} bytes; where it is to, raise KINFOLD_MAX_BYTES")
+
+
 def write_table(path: Path, frame: "pandas.DataFrame") -> None:
     """Writes a table as CSV or Parquet, by the path's ending, whole or not at all.
+
+    In CSV, text that a spreadsheet would take for a formula gets an apostrophe before it (see `kinfold.files.inert`);
+    Parquet holds all text as it is.
 
     Raises:
         InputError: the path ends otherwise, or pyarrow is needed and not installed.
     """
     writers: dict[str, Callable[[], bytes]] = {
-        ".csv": lambda: frame.to_csv(index=False).encode(),
+        ".csv": lambda: frame.map(inert).set_axis(frame.columns.map(inert), axis=1).to_csv(index=False).encode(),
         ".parquet": lambda: _parquet(path, frame),
     }
     if path.suffix.lower() not in writers:

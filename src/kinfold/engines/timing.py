@@ -56,7 +56,7 @@ def seconds_a_step(forms: Mapping[str, Form], job: Job) -> dict[str, float]:
                 engine = form.make(job if form.tasks is None else first_tasks(job, form.tasks))
                 open_engines.callback(engine.close)
                 blocks[name] = _Block.settled(engine)
-            except Exception:  # the user's model and methods, which may raise anything; memory
+            except Exception:  # nosec B112  # the user's model and methods, which may raise anything; memory
                 continue
         best = dict.fromkeys(blocks, math.inf)
         for _ in range(_ROUNDS):

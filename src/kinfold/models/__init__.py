@@ -19,7 +19,7 @@ from kinfold.importing import one_line
 from kinfold.models.densenet import DenseNet
 from kinfold.models.fcn import FCN
 from kinfold.models.ft_transformer import FTTransformer
-from kinfold.models.hubs import build_from_hub, hub_of, hub_package
+from kinfold.models.hubs import PRETRAINED, build_from_hub, check_hub_model, hub_of, hub_package
 from kinfold.models.inception_time import InceptionTime
 from kinfold.models.lenet5 import LeNet5
 from kinfold.models.mlp import mlp
@@ -155,9 +155,10 @@ def factory(
         arguments = {key: value for key, value in spec.items() if key != "name"}
         hub = hub_of(str(spec["name"]))
         if hub is not None:
+            check_hub_model(str(spec["name"]), arguments)
             hub_package(hub)  # whether it is there is told before anything is built
             return partial(build_from_hub, spec["name"], input_shape, outputs, **arguments)
-        if spec["name"] not in MODELS:
+        if spec["name"] not in list(MODELS):  # a list, since what YAML gives may not be hashable
             raise InputError(f"{unknown('model', spec['name'], MODELS)} Of your own: package.module:factory.")
         make = MODELS[spec["name"]].make
         arguments_of("model", make, arguments, first=2)  # what is wrong is told before anything is built
@@ -166,6 +167,18 @@ def factory(
         return partial(build, spec["name"], input_shape, outputs, **{**taken, **arguments})
     function, given = class_of("model", spec)
     return partial(_call, spec["class_path"], sized(function, input_shape, outputs), given)
+
+
+def untrained(spec: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
+    """Returns what describes the same structure, but downloads no parameters: for models whose own are at hand.
+
+    Example:
+        >>> untrained({"name": "timm:resnet18", "pretrained": True})
+        {'name': 'timm:resnet18'}
+    """
+    if isinstance(spec, str) or hub_of(str(spec.get("name"))) is None:
+        return spec
+    return {name: value for name, value in spec.items() if name not in PRETRAINED}
 
 
 def sized(make: Callable[..., nn.Module], input_shape: tuple[int, ...], outputs: int) -> Callable[..., nn.Module]:
@@ -227,4 +240,5 @@ __all__ = [
     "mlp",
     "moments",
     "sized",
+    "untrained",
 ]

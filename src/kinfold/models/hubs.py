@@ -1,14 +1,15 @@
 """Networks of timm and torchvision by name, where these packages are installed: `timm:NAME`, `torchvision:NAME`."""
 
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from kinfold.errors import InputError
-from kinfold.importing import one_line
+from kinfold.importing import one_line, require_part
 from kinfold.models.shapes import image_shape
 
 
@@ -38,6 +39,10 @@ HUBS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
 """The module that each prefix stands for, and what makes a model of it."""
 
 
+PRETRAINED = ("pretrained", "weights", "weights_backbone")
+"""The arguments by which hubs download parameters."""
+
+
 def hub_of(name: str) -> str | None:
     """Returns the prefix of a hub's model, or None for another name.
 
@@ -47,6 +52,27 @@ def hub_of(name: str) -> str | None:
     """
     prefix, colon, _ = name.partition(":")
     return prefix if colon and prefix in HUBS else None
+
+
+def check_hub_model(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses, where `only_parts` may be named, a hub's model that would bring files or addresses of its maker's.
+
+    Raises:
+        InputError: a name such as `timm:hf-hub:…`, or an argument that names a file or an address.
+    """
+    _, _, own = name.partition(":")
+    plain = _PLAIN.fullmatch(own) is not None and all(map(_is_plain, arguments.values()))
+    require_part(plain and not _FILES & arguments.keys(), name, "model")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float)) or _PLAIN.fullmatch(str(value)) is not None
+
+
+_PLAIN = re.compile(r"\w[\w.-]*")
+_FILES = {"cache_dir", "checkpoint_path"}
 
 
 def hub_package(hub: str) -> ModuleType:

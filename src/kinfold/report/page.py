@@ -20,7 +20,8 @@ from markupsafe import Markup
 
 from kinfold.data import encoder_from_spec
 from kinfold.errors import InputError
-from kinfold.files import json_line, read_json, read_json_lines, read_yaml, write_text
+from kinfold.files import json_line, read_events, read_json, read_yaml, write_text
+from kinfold.importing import one_line
 from kinfold.report import charts, words
 from kinfold.report.beside import Beside, compare_command, comparison_beside
 from kinfold.report.rows import Shown, rows_to_show
@@ -64,27 +65,28 @@ def write_report(run_directory: Path, rows: Any = None) -> Path:
         InputError: one of the files is missing or damaged; names the file, and the line. Or the rows are not the
             run's, or the run keeps no hardest rows.
     """
-    history = _events(run_directory / "history.jsonl")
+    history = read_events(run_directory / "history.jsonl")
     result, config = read_json(run_directory / "result.json"), read_yaml(run_directory / "config.yaml") or {}
-    shown: Mapping[int, Shown] = {}
-    if rows is not None:
-        diagnostics = result.get("diagnostics")
-        if diagnostics is None:
-            raise InputError(f"rows: {run_directory} is of a version that kept no hardest rows; leave them out.")
-        hardest = [each["row"] for each in diagnostics["hardest"]]
-        shown = rows_to_show(rows, config, diagnostics["data"], hardest, _written(run_directory / "model.json"))
-    page = render(result, history, config, beside=comparison_beside(run_directory, config), shown=shown)
+    try:
+        shown = {} if rows is None else _shown(run_directory, rows, result, config)
+        page = render(result, history, config, beside=comparison_beside(run_directory, config), shown=shown)
+    except InputError:
+        raise
+    except Exception as error:  # anything may stand in files that somebody has changed
+        raise InputError(f"report: {run_directory} is damaged or of another version ({one_line(error)}).") from error
     path = run_directory / "report.html"
     write_text(path, page)
     return path
 
 
-def _written(path: Path) -> tuple[str, ...] | None:
-    """What the run's encoder has to say of how its data are read."""
-    try:
-        return encoder_from_spec(read_json(path)["encoder"]).written
-    except (KeyError, TypeError) as error:
-        raise InputError(f"run: {path} is damaged or of another version ({error!r}).") from None
+def _shown(run_directory: Path, rows: Any, result: Json, config: Json) -> Mapping[int, Shown]:
+    """The hardest rows of a run, as they are to be seen."""
+    diagnostics = result.get("diagnostics")
+    if diagnostics is None:
+        raise InputError(f"rows: {run_directory} is of a version that kept no hardest rows; leave them out.")
+    hardest = [each["row"] for each in diagnostics["hardest"]]
+    written = encoder_from_spec(read_json(run_directory / "model.json")["encoder"]).written
+    return rows_to_show(rows, config, diagnostics["data"], hardest, written)
 
 
 def render(
@@ -159,14 +161,6 @@ def render(
 
 def _of_kind(history: Sequence[Json], kind: str) -> list[Json]:
     return [event for event in history if event["event"] == kind]
-
-
-def _events(path: Path) -> list[Json]:
-    events = read_json_lines(path)
-    for line, event in enumerate(events, start=1):
-        if not isinstance(event, dict) or "event" not in event:
-            raise InputError(f"{path}: line {line} is no event; resume the run to repair it.")
-    return events
 
 
 def _optimism(result: Json, scale: Scale) -> Markup | None:

@@ -20,7 +20,7 @@ class HistoryFile:
 
     def __init__(self, path: Path, through: int | None = None):
         self._path = path
-        kept = [] if through is None or not path.exists() else files.read_json_lines(path)
+        kept = [] if through is None or not path.exists() else files.read_events(path)
         self.kept: list[dict[str, Any]] = [event for event in kept if event.get("period", 0) <= (through or 0)]
         files.write_text(path, "".join(files.json_line(event) + "\n" for event in self.kept))
 

@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from kinfold.errors import printable as printable
+
 Event: TypeAlias = Mapping[str, Any]
 Number: TypeAlias = float | int | None
 
@@ -126,16 +128,6 @@ def message_of(event: Event) -> str | None:
     if event["event"] not in ("finding", "note"):
         return None
     return f"{event.get('severity', 'note')}: {printable(event['message'])}"
-
-
-def printable(text: str) -> str:
-    r"""Returns the text with everything that could steer a terminal, or end a line, as an escape.
-
-    Example:
-        >>> printable("a\x1b[31mb\n")
-        'a\\x1b[31mb\\n'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def print_message(event: Event) -> None:

@@ -1,0 +1,77 @@
+"""Lists the licences of what Kinfold is installed with, and of its extras, as the packages themselves state them.
+
+    python benchmarks/trust/licences.py [--extras parquet images …] [--out benchmarks/trust/licences.md]
+
+Everything that the installed packages require in turn is listed, each once. The exit status is 1 where a licence is not
+among those that may be distributed along with a package under the Apache License 2.0 (`ALLOWED`), or is not stated.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from provenance import provenance
+
+ALLOWED = re.compile(
+    r"\b(MIT|BSD|0BSD|Apache|ISC|PSF|Python Software Foundation|MPL|Mozilla Public License 2\.0|HPND|Zlib|Unlicense)\b"
+)
+EXTRAS = ("parquet", "images", "onnx", "tracking", "huggingface", "cluster")
+
+
+def installed(extras: Sequence[str] = ()) -> Iterator[Distribution]:
+    """Yields what Kinfold and these extras of it require, and what that requires, as far as it is installed here."""
+    waiting, seen = [], set()
+    for requirement in map(Requirement, requires("kinfold") or ()):
+        if any(requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            waiting.append(requirement.name)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in seen or name == "kinfold":
+            continue
+        seen.add(name)
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            continue
+        yield found
+        for requirement in map(Requirement, found.requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+
+
+def licence(found: Distribution) -> str:
+    """Returns what a distribution says of its licence, in one line, or an empty text."""
+    said = found.metadata
+    classifiers = [
+        each.rsplit("::", 1)[-1].strip() for each in said.get_all("Classifier") or () if "License ::" in each
+    ]
+    stated = said.get("License-Expression") or ", ".join(classifiers) or said.get("License") or ""
+    return stated.strip().splitlines()[0][:80] if stated.strip() else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--extras", nargs="*", default=EXTRAS)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    rows = sorted((each.metadata["Name"], each.version, licence(each)) for each in installed(arguments.extras))
+    wrong = [row for row in rows if ALLOWED.search(row[2]) is None]
+    lines = ["| package | version | licence |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    verdict = f"{len(rows)} packages; not allowed: {', '.join(row[0] for row in wrong) or 'none'}."
+    text = "\n".join(["# Licences", "", provenance(), "", verdict, "", *lines, ""])
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text, encoding="utf-8")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
