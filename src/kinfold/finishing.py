@@ -59,7 +59,7 @@ def finish(
     lesson: Lesson | None,
     checkpoints: Checkpoints | None,
     config: dict[str, Any],
-    history: list[Event],
+    history: Sequence[Event],
     listen: Listener,
     stopped: str,
 ) -> Result:

@@ -23,6 +23,7 @@ from kinfold.candidates import Candidate
 from kinfold.checkpoint import Checkpoints
 from kinfold.config import names_in
 from kinfold.engines import Engine, Job, Precision, choose_engine
+from kinfold.engines.memory import want_of_memory_named
 from kinfold.errors import InputError, RunError
 from kinfold.finishing import ask_for_lesson, finish
 from kinfold.importing import one_line, only_parts
@@ -36,7 +37,7 @@ from kinfold.student import epochs_done, keep_student
 from kinfold.tasks.objective import LossFunction
 from kinfold.tasks.update import MakeOptimizer, MakeScheduler
 from kinfold.tracking import Tracker
-from kinfold.tracking.history import HistoryFile
+from kinfold.tracking.history import Events, HistoryFile
 from kinfold.tracking.notebook import shown_in_notebook
 from kinfold.tracking.telling import Tracking, unended
 from kinfold.transfer import Rule
@@ -242,7 +243,11 @@ def carry_out(
         job = dataclasses.replace(job, channels_last=saved[1]["engine"]["channels_last"])
     steps = remaining.stages[-1] * int(job.train.sum(1).max()) // job.batch_size
     started, note = choose_engine(engine, job, steps, resources, compression)
-    with contextlib.closing(started), contextlib.nullcontext() if checkpoints is None else checkpoints:
+    with (
+        contextlib.closing(started),
+        contextlib.nullcontext() if checkpoints is None else checkpoints,
+        want_of_memory_named(),
+    ):
         told = assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]
         if saved is None:
             progress = Progress.start(job, remaining.rule, prepared.fingerprint)
@@ -412,7 +417,7 @@ class _History:
         with self._writing():
             self._file = None if folder is None else HistoryFile(folder / "history.jsonl", through)
         self._listen, self._tracking = listen, tracking
-        self.events: list[Event] = [] if self._file is None else list(self._file.kept)
+        self.events = Events() if self._file is None else self._file.kept
         for event in self.events:  # of a resumed run, the listener and the trackers hear the beginning too
             if listen is not None:
                 listen(event)

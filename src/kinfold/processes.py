@@ -1,11 +1,15 @@
 """What this process may use of the machine."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+
+from kinfold.errors import InputError
 
 
 def usable_cpus() -> int:
@@ -19,6 +23,110 @@ def usable_cpus() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS does not tell
         return os.cpu_count() or 1
+
+
+def free_bytes() -> float:
+    """Returns how many bytes of memory this process may still take; infinity where the system does not tell.
+
+    That is the least of what the machine has free, of what its control group leaves (a container's limit, or a batch
+    job's), and of what RLIMIT_AS leaves of addresses.
+
+    Example:
+        >>> free_bytes() > 0
+        True
+    """
+    return min(_machine_leaves(), control_group_leaves(), _addresses_left())
+
+
+def bytes_in_words(count: float | int) -> str:
+    """Returns a number of bytes as text.
+
+    Example:
+        >>> bytes_in_words(3 * 2**29), bytes_in_words(5 * 2**20)
+        ('1.5 GiB', '5 MiB')
+    """
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 / 10 else f"{max(0.0, count) / 2**20:.3g} MiB"
+
+
+def check_room(count: int, what: str, advice: str) -> None:
+    """Refuses to hold what does not fit in memory.
+
+    Args:
+        count: the bytes it takes.
+        what: is to be held.
+        advice: what to do instead.
+
+    Raises:
+        InputError: more bytes than are free.
+    """
+    free = free_bytes()
+    if count > free:
+        said = f"{bytes_in_words(count)}, and {bytes_in_words(free)} of memory are free"
+        raise InputError(f"data: {what} take at least {said}; {advice}.")
+
+
+def _machine_leaves() -> float:
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+
+
+def control_group_leaves(root: Path = Path("/")) -> float:
+    """Returns how many bytes the memory limits of this process's control group and of those around it leave.
+
+    Pages of files that were read and are not in use are given up for others, so they count as free.
+
+    Args:
+        root: of the file system.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.inf
+    left = math.inf
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = top / path.lstrip("/")
+        for folder in (own, *own.parents):
+            left = min(left, _group_leaves(folder, *names))
+            if folder == top:
+                break
+    return left
+
+
+def _group_leaves(folder: Path, limit: str, usage: str, idle: str) -> float:
+    try:
+        most, used = ((folder / name).read_text(encoding="ascii").strip() for name in (limit, usage))
+        if most == "max":
+            return math.inf
+        pairs = (line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        return float(int(most) - int(used) + next((int(value) for name, value in pairs if name == idle), 0))
+    except (OSError, ValueError):  # no limit here, or none that may be read
+        return math.inf
+
+
+def _addresses_left() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.inf
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    used = _kilobytes(Path("/proc/self/status"), "VmSize")
+    return math.inf if most == resource.RLIM_INFINITY or used == math.inf else most - used
+
+
+def _kilobytes(path: Path, name: str) -> float:
+    """One figure of a file of /proc, in bytes; infinity where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    except (OSError, StopIteration):
+        return math.inf
 
 
 @contextmanager

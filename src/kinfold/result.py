@@ -161,7 +161,7 @@ class Result:
         scores: the score matrix.
         estimate: its score on the sealed rows, used this once; None with `holdout=0`: there is no clean estimate.
         transfers: how much knowledge moved.
-        history: one entry a period, transfer, audit finding and note.
+        history: one entry a period, transfer, audit finding and note, unpacked as it is asked for.
         cost: wall_seconds, train_seconds, transfer_seconds, sample_visits, samples_per_second, peak_memory_bytes.
         config: the complete configuration, as in `config.yaml`.
         splits: sealed rows, and the tasks' training and validation rows; of an export, which has none, no rows.
@@ -182,7 +182,7 @@ class Result:
     scores: Scores
     estimate: Estimate | None
     transfers: Transfers
-    history: list[dict[str, Any]]
+    history: Sequence[dict[str, Any]]
     cost: dict[str, float | int]
     config: dict[str, Any]
     splits: Splits

@@ -111,7 +111,7 @@ def assert_agree(one: Trained, other: Trained) -> None:
     (tensors, values), (other_tensors, other_values) = one.engine.state(), other.engine.state()
     for optimizer in (*values["optimizers"], *other_values["optimizers"]):
         del optimizer["fused"]  # the form of the step is the one thing in which they may differ
-    for chosen in ("recordable", "channels_last", "threads"):  # likewise
+    for chosen in ("recordable", "channels_last", "threads", "together"):  # likewise
         del values[chosen], other_values[chosen]
     assert_close((tensors, values), (other_tensors, other_values), "state")
     for name in ("best", "stale", "best_exposed", "by_pair", "rule", "proposed", "accepted"):

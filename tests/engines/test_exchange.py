@@ -499,10 +499,24 @@ def test_states_cut_and_joined(lab: SimpleNamespace, pairs: dict[Any, Pair], set
     for shares in (*SHARES, [slice(0, 6)], [slice(t, t + 1) for t in range(6)]):
         again = joined_states([state_of_tasks(tensors, values, tasks) for tasks in shares], shares)
         lab.assert_close(again, (tensors, values))
+        older = {name: value for name, value in values.items() if name != "together"}  # of before it was kept
+        lab.assert_close(joined_states([state_of_tasks(tensors, older, own) for own in shares], shares), again)
     assert values["visits"] == state_of_tasks(tensors, values, SHARES[1][0])[1]["visits"] > 0
     pair.among.restore(tensors, values)
     pair.train(3)
     pair.agree()
+
+
+def test_shares_that_shrank_are_as_small_when_joined(lab: SimpleNamespace) -> None:
+    shares = [slice(0, 2), slice(2, 6)]
+    among = Among(lab.make_job(tasks=6), shares, Vectorised)
+    assert among.state()[1]["together"] == 6
+    among.engines[1].shrink("as told")
+    tensors, values = among.state()
+    assert values["together"] == 2
+    among.restore(tensors, values)
+    assert [engine.together for engine in among.engines] == [2, 2]
+    assert state_of_tasks(tensors, values, slice(0, 1))[1]["together"] == 1
 
 
 class Backbone(nn.Module):

@@ -11,7 +11,7 @@ import torch
 
 from kinfold import random
 from kinfold.data.base import TensorInputs
-from kinfold.engines import Engine, Job, choose, choose_engine, timing
+from kinfold.engines import Engine, Job, choose, choose_engine, memory, timing
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.timing import Form, best_threads, by_one_thread, first_tasks, seconds_a_step
 from kinfold.engines.vectorised import Vectorised
@@ -66,7 +66,8 @@ def test_short_training_is_not_timed(lab: SimpleNamespace, monkeypatch: pytest.M
 def test_what_takes_too_much_memory_is_not_stacked(
     lab: SimpleNamespace, took: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choose, "_free_bytes", lambda: 1000.0)
+    one_at_once = memory.needed(lab.make_job()).of(tasks=3, at_once=1)
+    monkeypatch.setattr(memory, "free_bytes", lambda: float(one_at_once))
     asked = took(sequential=0.002, workers=0.001)
     engine, _ = choose_engine("auto", lab.make_job(), steps=LONG)
     engine.close()

@@ -1,7 +1,6 @@
 """What the verbs of the command line have in common: what a verb is, and how figures are printed."""
 
 import argparse
-import itertools
 import json
 import re
 import sys
@@ -14,7 +13,8 @@ from typing import Any, TypeAlias
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from kinfold.errors import RunError
+from kinfold import disk
+from kinfold.errors import InputError, RunError
 from kinfold.tracking.progress import printable
 
 Json: TypeAlias = dict[str, Any]
@@ -84,11 +84,31 @@ def source_of(data: str) -> str:
     return data if ":" in data else Path(data).stem
 
 
-def free_folder(*words: str) -> Path:
-    """Returns the first directory runs/<words>-<n> that is not there yet."""
+def new_folder(*words: str) -> Path:
+    """Makes the first directory runs/<words>-<n> that is not there yet, which no other process then gets.
+
+    Raises:
+        InputError: it cannot be made.
+    """
     stem = "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") or "run" for word in words)
-    folders = (Path("runs", f"{stem}-{n}") for n in itertools.count(1))
-    return next(folder for folder in folders if not folder.exists())
+    number = 1
+    while True:
+        folder = Path("runs", f"{stem}-{number}")
+        try:
+            disk.make_folders(folder.parent)
+            disk.make_folder(folder)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise InputError(f"out: {folder} cannot be made ({error.strerror}); give a directory.") from None
+        else:
+            return folder
+
+
+def give_up_empty(given: Given, folder: Path | None) -> None:
+    """Removes what `new_folder` made for what then was not begun; a directory with something in it stays."""
+    if given["out"] is None and folder is not None:
+        disk.remove_folders([folder.parent, folder])
 
 
 def listener(quiet: bool, live: Callable[[Console], Listening], plain: Callable[[], Listening]) -> Listening:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser
 
 from kinfold._version import __version__
-from kinfold.cli.base import Command, Given, Json, free_folder, json_text, listener, source_of
+from kinfold.cli.base import Command, Given, Json, give_up_empty, json_text, listener, new_folder, source_of
 from kinfold.cli.keys import (
     COMPARE_KEYS,
     Part,
@@ -54,7 +54,13 @@ def _compare(given: Given) -> str:
         untold.append(f"judged by the official test part {official}; --test-share F sets rows aside in its place")
     if "arms" in values:
         values["arms"] = _arms(values["arms"])
-    folder = free_folder("compare", source_of(values["data"])) if given["out"] is None else Path(given["out"])
+    folder = None if given["out"] is None else Path(given["out"])
+
+    def out() -> Path:
+        nonlocal folder
+        folder = new_folder("compare", source_of(values["data"]))
+        return folder
+
     try:
         with (
             reading("compare", given),
@@ -67,9 +73,12 @@ def _compare(given: Given) -> str:
                     listen({"event": "note", "message": untold.pop()})
                 listen(event)
 
-            found = compare(**values, out=folder, resume=given["resume"], listen=told)
+            found = compare(**values, out=folder or out, resume=given["resume"], listen=told)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted("compare", folder, values)) from None
+    finally:
+        give_up_empty(given, folder)
+    assert folder is not None  # named above, or by `out`
     return json_text(_compared(found, folder)) if given["json"] else _comparison(found, folder)
 
 

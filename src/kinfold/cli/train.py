@@ -5,7 +5,18 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from kinfold.cli.base import Command, Given, Json, free_folder, json_text, listener, number, scored, source_of
+from kinfold.cli.base import (
+    Command,
+    Given,
+    Json,
+    give_up_empty,
+    json_text,
+    listener,
+    new_folder,
+    number,
+    scored,
+    source_of,
+)
 from kinfold.cli.keys import KEYS, declare_keys, defaults, interrupted, printed_instead, reading, runnable
 from kinfold.tracking.progress import LiveProgress, print_message, printable
 
@@ -30,7 +41,7 @@ def _train(given: Given) -> str:
         nonlocal folder
         model = config["model"]
         structure = model if isinstance(model, str) else str(model.get("name") or model.get("class_path"))
-        folder = free_folder(source_of(config["data"]), structure)
+        folder = new_folder(source_of(config["data"]), structure)
         return folder
 
     try:
@@ -42,6 +53,8 @@ def _train(given: Given) -> str:
             result = fit(**chosen.values, out=folder or out, resume=given["resume"], listen=listen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted("train", folder, chosen.values)) from None
+    finally:
+        give_up_empty(given, folder)
     said = jsonable(result.to_json())
     assert folder is not None  # named above, or by `out`
     return json_text(said) if given["json"] else _summary(said, folder)

@@ -98,7 +98,7 @@ def compare(
     test: Any = None,
     test_share: float | int = 0.3,
     control: str | None = None,
-    out: str | Path | None = None,
+    out: str | Path | Callable[[], Path] | None = None,
     resume: bool = False,
     listen: Listener | None = None,
     **options: Any,
@@ -115,7 +115,8 @@ def compare(
             None, and every seed seals a share of the rows anew.
         test_share: that share.
         control: the arm that the others are set against; default `all-rows` where it runs, else the first arm.
-        out: directory for the table, the plots and each run's record; None writes nothing.
+        out: directory for the table, the plots and each run's record; None writes nothing. Or a function that gives
+            one, which is asked when all has been checked.
         resume: go on with the comparison in `out`; with none there, start.
         listen: is told of every experiment that ends.
         options: further arguments of `kinfold.fit`, for every arm.
@@ -155,7 +156,7 @@ def compare(
         **({"test_share": float(test_share)} if test is None else {"test": _named(test)}),
         "control": control,
     }
-    folder = None if out is None else Path(out)
+    folder = None if out is None or callable(out) else Path(out)
     _check_folder(folder, config, resume)
     assembled = assemble(given)
     chosen = {name: assembled.config[name] for name in BY_RECIPE if is_auto(given[name])}
@@ -174,6 +175,9 @@ def compare(
     if listen is not None:
         for event in assembled.told if note is None else [*assembled.told, {"event": "note", "message": note}]:
             listen(event)
+    if callable(out):
+        folder = Path(out())
+        resume = False
     with alone_in(folder):
         if folder is not None:
             _check_folder(folder, config, resume)  # what another process has done there since the first look

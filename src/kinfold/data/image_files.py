@@ -22,6 +22,7 @@ from kinfold.data.streamed import check_num_workers
 from kinfold.errors import InputError
 from kinfold.importing import one_line
 from kinfold.limits import max_pixels
+from kinfold.processes import check_room
 
 if TYPE_CHECKING:  # an extra
     from PIL.Image import Image
@@ -192,8 +193,10 @@ class ImageFiles:
             InputError: a file is damaged; or, where they are not held, when the damaged one is taken.
         """
         if self._pixels is None or self._pixels.shape != shape:
-            fits = len(self) * shape[0] * shape[1] * shape[2] <= HELD_BYTES
-            held = fits if self._in_memory is None else self._in_memory
+            size = len(self) * shape[0] * shape[1] * shape[2]
+            held = size <= HELD_BYTES if self._in_memory is None else self._in_memory
+            if held:
+                check_room(size, f"{len(self)} pictures", "have them decoded as they are needed (in_memory=False)")
             self._pixels = HeldPixels(self._all(shape)) if held else FilePixels(self, shape)
         return self._pixels
 

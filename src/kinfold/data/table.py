@@ -20,6 +20,7 @@ from kinfold.data.targets import make_target, row_values
 from kinfold.data.text_column import TextColumn
 from kinfold.data.words import RULE, column_texts, is_free_text
 from kinfold.errors import InputError, unknown
+from kinfold.processes import check_room
 
 if TYPE_CHECKING:  # importing pandas takes long, and arrays do without it
     import pandas
@@ -92,6 +93,8 @@ class TableEncoder(Encoder):
 
     def encode(self, features: Any) -> TensorInputs:
         frame = self._frame(features)
+        width = sum(column.width for column in self.columns)
+        check_room(4 * len(frame) * width, f"{len(frame)} rows of {width} encoded columns", "give fewer of either")
         blocks = [column.encode(frame[column.name]) for column in self.columns]
         return TensorInputs(torch.from_numpy(np.concatenate(blocks, axis=1)))
 

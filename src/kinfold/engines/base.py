@@ -166,7 +166,7 @@ class Engine(abc.ABC):
         return None
 
     def notes(self) -> list[str]:
-        """Returns what the user is to be told of since it was last asked, such as what was lost and made again."""
+        """Returns what the user is to be told of since it was last asked: what had to change, or was made again."""
         return []
 
     @abc.abstractmethod

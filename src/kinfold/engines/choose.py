@@ -5,11 +5,10 @@ import math
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from kinfold.data.streamed import Streamed
@@ -17,8 +16,9 @@ from kinfold.engines.base import Engine, Job
 from kinfold.engines.compression import Codec, resolve_compression
 from kinfold.engines.devices import Devices
 from kinfold.engines.local import LocalEngine
+from kinfold.engines.memory import Need, check_fits, free_on, needed
 from kinfold.engines.sequential import Sequential
-from kinfold.engines.streams import Streams
+from kinfold.engines.streams import STREAMS, Streams
 from kinfold.engines.timing import Form, best_threads, by_one_thread, first_tasks, quick_step, seconds_a_step, told
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
@@ -78,8 +78,9 @@ def choose_engine(
         compression: of what the actors send each other (see `kinfold.engines.compression`), or None.
 
     Raises:
-        InputError: the name is unknown, or resources are given to another engine than `cluster`, or the model cannot
-            be trained in any way; then with its own message.
+        InputError: the name is unknown; resources or a compression are given to another engine than `cluster`; the
+            job cannot fit in memory, in the smallest form there is of what was asked for; or the model cannot be
+            trained in any way, then with its own message.
     """
     if name not in ("auto", *ENGINES):
         raise unknown("engine", name, ["auto", *ENGINES])
@@ -88,6 +89,10 @@ def choose_engine(
             raise InputError(f"{argument}: {given!r} is for the engine cluster, and engine is {name!r}; leave it out.")
     codec = resolve_compression(compression)
     check_count(job.optimizer, job.tasks)  # of all, also where fewer are tried
+    need = None if name == "cluster" else needed(job)  # whose hosts have memory of their own
+    if need is not None and name != "devices":  # of which each has its own share to hold
+        at_once = min(job.tasks, {"workers": usable_cpus(), "streams": STREAMS}.get(name, 1))
+        check_fits(job, need, at_once, smaller="sequential" if at_once > 1 else None)
     try:
         plain = Sequential(job if name != "cluster" else first_tasks(job, 1))  # beyond what one machine holds
     except InputError:
@@ -117,7 +122,7 @@ def choose_engine(
         stacks = not convolves and not draws and isinstance(_stacked(first_tasks(job, 2)), Vectorised)
         del plain
         return _cluster(job, Vectorised if stacks else Sequential, resources, codec), None
-    crowded = name == "auto" and job.device.type == "cpu" and job.tasks > 1 and _saved_bytes(plain) > _free_bytes() / 2
+    crowded = need is not None and job.tasks > 1 and job.device.type == "cpu" and _crowded(name, job, need)
     together = f"{job.tasks} tasks do not fit in memory together" if crowded else _stacked(job)
     stacks = isinstance(together, Vectorised)
     if name == "workers":
@@ -186,28 +191,10 @@ def _by_best_threads(engine: Sequential, steps: int) -> Sequential:
     return engine
 
 
-def _saved_bytes(engine: Sequential) -> int:
-    """Returns how much autograd saves in a step of all tasks, one after another; their stack saves as much at once."""
-    sizes: list[int] = []
-
-    def noted(value: Tensor) -> Tensor:
-        sizes.append(value.numel() * value.element_size())
-        return value
-
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(noted, lambda value: value):
-            engine.probe()
-    except Exception:  # derivatives by `torch.func` do not go with such hooks
-        return 0
-    return sum(sizes)
-
-
-def _free_bytes() -> float:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # not every system tells
-        return math.inf
+def _crowded(name: str, job: Job, need: Need) -> bool:
+    """Whether all tasks' steps at once do not fit; or, where the form is ours to choose, would leave little room."""
+    free = free_on(job.device)
+    return need.of(job.tasks, job.tasks) > free or (name == "auto" and job.tasks * need.step > free / 2)
 
 
 def _stacked(job: Job) -> Vectorised | str:

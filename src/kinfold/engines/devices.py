@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from kinfold.engines.base import Job
-from kinfold.engines.local import LocalEngine, mean_losses, take_turns
+from kinfold.engines.local import LocalEngine, going_back, mean_losses, take_turns
 from kinfold.engines.sharing import Sharing, joined, optimizers_of, share_of, take_optimizers
 from kinfold.engines.vectorised import Vectorised
 from kinfold.errors import InputError
@@ -94,10 +94,13 @@ class Devices(Sharing):
         for engine, tasks in zip(self._engines, self._shares, strict=True):
             for own in values["optimizers"][tasks]:
                 own["fused"] = engine.updater.fused  # so that a run that is resumed goes on with the same sums
-        return tensors, {**values, "visits": self._visits}
+        shrunk = [engine.together for engine in self._engines if engine.together < engine.job.tasks]
+        return tensors, {**values, "visits": self._visits, "together": max(shrunk, default=values["together"])}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         self._whole.restore(tensors, values)
+        for engine in self._engines:
+            engine.together = min(engine.job.tasks, values["together"])
         self._visits = self._whole.visits()
         for models in (_models, _snapshots):
             self._copy(models, here=False)
@@ -109,6 +112,9 @@ class Devices(Sharing):
             self._on_shares(LocalEngine.forget_lesson)
         else:
             self._teach()
+
+    def notes(self) -> list[str]:
+        return list(dict.fromkeys(note for engine in (self._whole, *self._engines) for note in engine.notes()))
 
     def close(self) -> None:
         self._closed = True
@@ -127,9 +133,13 @@ class Devices(Sharing):
 
     def _trained(self, segment: Segment) -> list[tuple[Float[Tensor, " k"], int]]:
         before = [engine.visits() for engine in self._engines]
-        with self._all_or_none():
+
+        def trained() -> list[Float[Tensor, " k"]]:
             done = take_turns([engine.advance(segment) for engine in self._engines])
-            losses = [mean_losses(total, counts) for total, counts in done]
+            return [mean_losses(total, counts) for total, counts in done]
+
+        with self._all_or_none():
+            losses = going_back(self._engines, segment.period, trained)
         visits = [engine.visits() - earlier for engine, earlier in zip(self._engines, before, strict=True)]
         return list(zip(losses, visits, strict=True))
 

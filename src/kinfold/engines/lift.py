@@ -58,6 +58,34 @@ def stacked(function: Callable[..., Any]) -> Callable[..., Any]:
     return over_tasks
 
 
+def in_parts(lift: Lift, most: int) -> Lift:
+    """Returns a lift that takes no more than so many tasks at once, one part after another.
+
+    Example:
+        >>> in_parts(stacked, 2)(lambda x: x.sum())(torch.ones(5, 3))
+        tensor([3., 3., 3., 3., 3.])
+    """
+
+    def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
+        over_some = lift(function)
+
+        def over_tasks(*trees: Any) -> Any:
+            leaves, structure = tree_flatten(trees)
+            count = next(len(leaf) for leaf in leaves if isinstance(leaf, Tensor))
+            if count <= most:
+                return over_some(*trees)
+            parts = []
+            for first in range(0, count, most):
+                some = [leaf[first : first + most] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+                parts.append(tree_flatten(over_some(*tree_unflatten(some, structure))))
+            columns = zip(*(leaves for leaves, _ in parts), strict=True)
+            return tree_unflatten([torch.cat(column) for column in columns], parts[0][1])
+
+        return over_tasks
+
+    return lifted
+
+
 def detached(tree: Any) -> Any:
     """Returns the tree with its tensors out of any autograd graph."""
     return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)

@@ -7,8 +7,10 @@ import abc
 import bisect
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +19,7 @@ from functools import cached_property, partial
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,6 +33,7 @@ from kinfold.engines.proposals import Donors, Here, Proposal
 from kinfold.engines.recording import Gradients, recorder_of
 from kinfold.engines.seen import Seen
 from kinfold.errors import InputError, RunError
+from kinfold.importing import one_line
 from kinfold.methods.base import (
     Batch,
     Inner,
@@ -57,6 +60,9 @@ LossOfOne: TypeAlias = Callable[[Params], tuple[Tensor, Params]]
 Advance: TypeAlias = tuple[Float[Tensor, " k"], Float[Tensor, " k"]]
 """(sums of the tasks' losses, on their device; how many batches these were of)."""
 
+Kept: TypeAlias = Callable[[], None]
+"""Puts back what training has changed."""
+
 Result = TypeVar("Result")
 
 _DRAWING = ("batch", "loss", "gradients")  # the stages that get a key in every step
@@ -76,16 +82,22 @@ class LocalEngine(Engine):
 
     Attributes:
         threads: of a CPU, that train; None for as many as torch is set to.
+        together: how many tasks go through a pass at once, at most, where they do at all.
+        goes_back: whether a segment of the first periods for which memory runs out is taken back, to be trained with
+            fewer tasks at once.
     """
 
     fuse: bool
     """Whether optimizer steps of all tasks come together, and may be fused."""
 
+    shrinks: bool
+    """Whether fewer tasks can go through a pass at once, so that it takes less memory."""
+
     in_turns: bool
     """Whether the groups of a segment take their steps in turns, and `advance` stops between them."""
 
     def __init__(self, job: Job, stack: TaskStack | None = None, first: int = 0):
-        self.job, self._first = job, first
+        self.job, self._first, self.together = job, first, job.tasks
         self.device, self.dtype = job.device, job.dtype
         self.inputs = job.inputs.to(self.device, self.dtype)
         floating = job.targets.is_floating_point()
@@ -114,10 +126,13 @@ class LocalEngine(Engine):
         )
         self._recorder = recorder_of(job, self.stack.module, self._eager)
         self.threads: int | None = None
+        self.goes_back = self.shrinks and self.device.type == "cuda"  # a CPU's system kills, and raises nothing
+        self._unsettled: int | None = None  # the last period of which segments are taken back
+        self._notes: list[str] = []
         self._captures = self._captures_on(cuda_graphs(self.device)) if self.device.type == "cuda" else None
         self._reached: frozenset[str] | None = None
         self._visits = 0
-        self._accumulated: dict[int, tuple[Params, int]] = {}
+        self._accumulated: dict[tuple[int, ...], tuple[Params, int]] = {}  # of tasks that step together
         self._rows_of: tuple[int, list[int], Tensor] | None = None
         self._unlabelled: Bool[Tensor, "T N"] | None = None  # the lesson's, on the host
         self._reading: Reading | None = None
@@ -168,8 +183,11 @@ class LocalEngine(Engine):
     # -- training -----------------------------------------------------------------------------------------------
 
     def train(self, segment: Segment) -> Float[Tensor, " T"]:
-        ((total, counts),) = take_turns([self.advance(segment)])
-        return mean_losses(total, counts)
+        def trained() -> Float[Tensor, " T"]:
+            ((total, counts),) = take_turns([self.advance(segment)])
+            return mean_losses(total, counts)
+
+        return going_back([self], segment.period, trained)
 
     def advance(self, segment: Segment) -> Generator[None, None, Advance]:
         """Trains every task over a stretch of a period, and returns before the device has done all of it.
@@ -206,6 +224,75 @@ class LocalEngine(Engine):
             counts[group.tasks] += group.last - group.first
             self._visits += (group.last - group.first) * group.size * len(group.tasks)
         return total, counts
+
+    def may_go_back(self, period: int) -> bool:
+        """Whether a segment of a period is taken back where memory runs out.
+
+        It is until every kind of step has been taken and recorded, and a period more: from then on steps take no more
+        than they did, and the copies, which a GPU waits for, are spared.
+        """
+        if self.goes_back and self._unsettled is None:
+            most = int(self.steps(period).max())
+            self._unsettled = max(period, UNRECORDED // most + 1) + 1
+        return self.goes_back and period <= (self._unsettled or 0)
+
+    def kept(self) -> Kept:
+        """Returns what puts back all that training changes, as it is now; the copies are the host's."""
+        parts = [self.stack.params, self.stack.buffers, *self.states]
+        tensors = [value.detach() for part in parts for value in part.values()]
+        copies = [_on_host(value) for value in tensors]
+        sums = {t: ({n: _on_host(v) for n, v in own.items()}, count) for t, (own, count) in self._accumulated.items()}
+        recordable, optimizers = self._recorder.possible, self.updater.kept()
+
+        def back() -> None:
+            for value, copy in zip(tensors, copies, strict=True):
+                value.copy_(copy)
+            self._accumulated = {
+                t: ({n: v.to(self.device, copy=True) for n, v in own.items()}, count)
+                for t, (own, count) in sums.items()
+            }
+            self._recorder.possible = recordable
+            optimizers()
+
+        return back
+
+    def shrink(self, problem: str) -> None:
+        """Lets half as many tasks go through a pass at once.
+
+        Raises:
+            RunError: it is one already, or this engine has no smaller form.
+        """
+        if not self.shrinks or self.together == 1:
+            raise RunError(
+                f"memory: {self.device} ran out of it with one task at a time ({problem}); give a smaller batch_size, "
+                "or fewer tasks."
+            )
+        self.together = math.ceil(self.together / 2)
+        self._accumulated = {
+            (t,): ({name: value[i : i + 1] for name, value in sums.items()}, count)
+            for tasks, (sums, count) in self._accumulated.items()
+            for i, t in enumerate(tasks)
+        }
+        if self._captures is not None:
+            self._captures = self._captures_on(cuda_graphs(self.device))
+        gc.collect()  # what failed may refer to itself, and to what it had taken
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        how = f"{self.together} tasks at a time" if self.together > 1 else "one task after another"
+        self._notes.append(f"engine: memory of {self.device} ran out, so it goes on with {how}.")
+
+    def _fitting(self, pass_: Callable[..., Result], *given: Any) -> Result:
+        """Returns what a pass gives that changes nothing, with as few tasks at once as memory asks for."""
+        while True:
+            try:
+                return pass_(*given)
+            except torch.OutOfMemoryError as error:
+                problem = one_line(error)  # and not the error, whose trace holds what was taken
+            self.shrink(problem)
+
+    def notes(self) -> list[str]:
+        told, self._notes = self._notes, []
+        return told
 
     def _groups(self, lane: list[int], segment: Segment) -> Iterator["Group"]:
         lengths, _ = self._period_rows(segment.period)
@@ -327,17 +414,24 @@ class LocalEngine(Engine):
         """Returns the mean gradient when the optimizer is to step, else None."""
         if self.job.accumulate == 1:
             return grads
-        first = tasks[0]  # the same tasks stay together until they step (see `_groups`)
-        sums, count = self._accumulated.pop(first, ({}, 0))
+        sums, count = self._begun(tasks)
         for name, grad in grads.items():
             if name in sums:
                 sums[name] += grad
             else:
                 sums[name] = grad.clone()  # its memory may be a graph's, which writes it anew
         if not update:
-            self._accumulated[first] = (sums, count + 1)
+            self._accumulated[tuple(tasks)] = (sums, count + 1)
             return None
         return {name: grad / (count + 1) for name, grad in sums.items()}
+
+    def _begun(self, tasks: list[int]) -> tuple[Params, int]:
+        """Takes the gradients that have come together, and of how many batches."""
+        own = self._accumulated.pop(tuple(tasks), ({}, 0))
+        if own[1] or (tasks[0],) not in self._accumulated:
+            return own  # the same tasks stay together until they step (see `_groups`), unless the engine shrinks
+        parts = [self._accumulated.pop((t,)) for t in tasks]
+        return {name: torch.cat([sums[name] for sums, _ in parts]) for name in parts[0][0]}, parts[0][1]
 
     def _batch(self, which: Int64[Tensor, " k"], index: Int64[Tensor, "k B"]) -> Batch:
         classes = self.job.objective.classes
@@ -553,8 +647,11 @@ class LocalEngine(Engine):
         def output(params: Params, frozen: Params, buffers: Params, own: tuple[Rows, ...]) -> Tensor:
             return _two_axes(forward(module, params, frozen, buffers, x if shared else own[0])[0])
 
-        result: Tensor = self.lift(output)(stack.params, stack.frozen, stack.buffers, () if shared else (x,))
-        return result.to(self.dtype)
+        def outputs() -> Tensor:
+            result: Tensor = self.lift(output)(stack.params, stack.frozen, stack.buffers, () if shared else (x,))
+            return result
+
+        return self._fitting(outputs).to(self.dtype)
 
     def _outputs_of(self, stack: TaskStack, t: int, x: Rows) -> Float[Tensor, "m C"]:
         """Outputs of one of the models."""
@@ -723,12 +820,17 @@ class LocalEngine(Engine):
                         layer.momentum = 1.0 / (step + 1)  # makes the running statistics a plain mean
                     seeds = (self.job.seed, "recompute", period, self._first + together[0], step)
                     with torch.no_grad(), random.seeded(self.device, *seeds), self._autocast():
-                        _, buffers = self.lift(partial(forward, stack.module))(params, frozen, buffers, x)
+                        _, buffers = self._fitting(self._forwards, params, frozen, buffers, x)
                 for name in names:
                     stack.buffers[name][torch.tensor(together, device=self.device)] = buffers[name]
         finally:
             for layer, momentum in zip(layers.values(), momenta, strict=True):
                 layer.momentum = momentum
+
+    def _forwards(self, params: Params, frozen: Params, buffers: Params, x: Rows) -> tuple[Tensor, Params]:
+        """Returns k models' outputs, each on its own rows, and their buffers after the pass."""
+        passed: tuple[Tensor, Params] = self.lift(partial(forward, self.stack.module))(params, frozen, buffers, x)
+        return passed
 
     def _states_from(self, proposal: Proposal, candidate: TaskStack, donors: Donors) -> list[State]:
         """The methods' states of a candidate.
@@ -795,6 +897,7 @@ class LocalEngine(Engine):
         values: dict[str, Any] = {"optimizers": others, "visits": self._visits, "temperature": None}
         values["recordable"] = self._recorder.possible
         values["channels_last"] = self.job.channels_last  # chosen with the engine, and kept
+        values["together"] = self.together  # likewise
         values["threads"] = self.threads  # sums are taken in another order by another number
         values["frozen"] = self._frozen_digest()
         if self.lesson is not None:
@@ -826,6 +929,7 @@ class LocalEngine(Engine):
                 self._write(mine, parts.get(f"{prefix}{i}", {}), everyone)
         self.updater.restore(parts.get("optimizer", {}), values["optimizers"])
         self._visits, self.threads = values["visits"], values["threads"]
+        self.together = min(self.job.tasks, values.get("together", self.job.tasks))  # older checkpoints do not say
         self._recorder.possible = self._recorder.possible and values["recordable"]
         self.centre = {name: value.to(self.device) for name, value in parts.get("centre", {}).items()}
         if values["temperature"] is None:
@@ -930,12 +1034,8 @@ class LocalEngine(Engine):
             except Exception as error:
                 name, why = objective.metric.name, " ".join(str(error).split())
                 raise InputError(f"metric: {name} or the loss fails on the model's outputs ({why}).") from error
-            batch = self._batch(torch.arange(self.job.tasks, device=self.device), index)
             self.stack.module.train()
-            with random.seeded(self.device, self.job.seed, "probe"):
-                generators = random.states(self.device)
-                _, grads, _ = self._value_and_grads(self.stack, batch, self.states, self._keys, record=False)
-                draws = not all(map(torch.equal, generators, random.states(self.device)))
+            grads, draws = self._fitting(self._probed_step, index)
             params, score = self.stack.clone().params, torch.zeros(self.job.tasks, 2, dtype=self.dtype)
             for method, state in zip(self.job.methods, self.states, strict=True):
                 grads, state = self.lift(method.before_step)(params, grads, state)
@@ -943,6 +1043,22 @@ class LocalEngine(Engine):
                 params, state = self.lift(method.period_end)(params, state, score.to(self.device))
                 self.lift(method.export)(self.lift(method.evaluation)(params, state), state)
         return draws
+
+    def _probed_step(self, index: Int64[Tensor, "T B"]) -> tuple[Params, bool]:
+        """Returns (all tasks' gradients on a batch of each, whether the global generators were drawn from).
+
+        As many tasks go at once as may.
+        """
+        parts, draws = [], False
+        for lane in self._lanes() if self.shrinks else [list(range(self.job.tasks))]:
+            some = Some(lane, self.stack)
+            batch, states = self._batch(some.which, some.of(index)), self._states_of(some)
+            with random.seeded(self.device, self.job.seed, "probe"):
+                generators = random.states(self.device)
+                _, grads, _ = self._value_and_grads(some.stack(), batch, states, some.of(self._keys), record=False)
+                draws = draws or not all(map(torch.equal, generators, random.states(self.device)))
+            parts.append(grads)
+        return {name: torch.cat([grads[name] for grads in parts]) for name in parts[0]}, draws
 
 
 def example_rows(job: Job) -> Rows:
@@ -1035,6 +1151,35 @@ def take_turns(going: Sequence[Generator[None, None, Result]]) -> list[Result]:
         for one in going:
             one.close()
     return [results[i] for i in range(len(going))]
+
+
+def going_back(engines: Sequence[LocalEngine], period: int, trained: Callable[[], Result]) -> Result:
+    """Returns what training gives. Where memory runs out in a first period, all engines go back to where they are now.
+
+    Those with most tasks at once shrink: of several, it is not said which one has run out of memory. So what is
+    trained is what it would have been with fewer tasks at once from here on.
+
+    Raises:
+        RunError: it runs out with one task at a time.
+    """
+    if not any(engine.may_go_back(period) for engine in engines):
+        return trained()
+    kept = [engine.kept() for engine in engines]
+    while True:
+        try:
+            return trained()
+        except torch.OutOfMemoryError as error:
+            problem = one_line(error)  # and not the error, whose trace holds what was taken
+        for back in kept:
+            back()
+        most = max(engine.together for engine in engines)
+        for engine in engines:
+            if engine.together == most:
+                engine.shrink(problem)
+
+
+def _on_host(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    return value.detach().to("cpu", copy=True)
 
 
 def mean_losses(total: Float[Tensor, " k"], counts: Float[Tensor, " k"]) -> Float[Tensor, " k"]:

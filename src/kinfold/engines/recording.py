@@ -147,6 +147,8 @@ class Recorder:
                 self._seen = before[0]
                 if not alike or before != (_attributes(self._watched), _python_state()):
                     program = None
+        except torch.OutOfMemoryError:  # says nothing of whether the step can be recorded
+            raise
         except Exception as error:  # whatever a model, its loss or its methods do that cannot be recorded
             _LOG.debug("steps of training are not recorded: %s", error)
             program = None

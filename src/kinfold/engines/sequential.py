@@ -18,6 +18,7 @@ class OneByOne(LocalEngine, abc.ABC):
     """Every task takes steps of its own. A subclass says in which order."""
 
     fuse = False
+    shrinks = False
 
     @property
     def lift(self) -> Lift:

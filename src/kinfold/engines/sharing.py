@@ -93,6 +93,9 @@ class Sharing(Engine, abc.ABC):
     def losses(self, rows: Int64[Tensor, " m"], best: bool = False) -> Float[Tensor, "T m"]:
         return torch.cat(self._on_shares(LocalEngine.losses, rows, best))
 
+    def notes(self) -> list[str]:
+        return self._whole.notes()
+
     def visits(self) -> int:
         return self._visits
 
@@ -254,7 +257,10 @@ def state_of_tasks(tensors: dict[str, Tensor], values: dict[str, Any], tasks: sl
         if not key.startswith("optimizer/")
     }
     own |= {f"optimizer/{key}": value for key, value in optimizers.items()}
-    return own, {**values, "optimizers": others, "visits": 0 if tasks.start else values["visits"]}
+    count = _size(tasks)
+    together = min(count, values.get("together", count))
+    visits = 0 if tasks.start else values["visits"]
+    return own, {**values, "optimizers": others, "visits": visits, "together": together}
 
 
 def joined_states(parts: Sequence[EngineState], shares: Sequence[slice]) -> EngineState:
@@ -270,7 +276,14 @@ def joined_states(parts: Sequence[EngineState], shares: Sequence[slice]) -> Engi
     }
     tensors |= {f"optimizer/{key}": value for key, value in optimizers.items()}
     values = {**values, "optimizers": others, "visits": sum(own["visits"] for _, own in parts)}
+    # A share that goes through a pass whole says nothing of how many tasks could.
+    fewer = [own["together"] for (_, own), tasks in zip(parts, shares, strict=True) if own["together"] < _size(tasks)]
+    values["together"] = min(fewer, default=sum(map(_size, shares)))
     return tensors, {**values, "recordable": all(own["recordable"] for _, own in parts)}
+
+
+def _size(tasks: slice) -> int:
+    return int(tasks.stop - tasks.start)
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

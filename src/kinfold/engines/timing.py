@@ -16,7 +16,7 @@ import torch
 from kinfold import random
 from kinfold.data.streamed import Streamed
 from kinfold.engines.base import Engine, Job
-from kinfold.engines.local import UNRECORDED
+from kinfold.engines.local import UNRECORDED, LocalEngine
 from kinfold.engines.sequential import Sequential
 from kinfold.tasks.order import Segment
 
@@ -120,6 +120,8 @@ class _Block:
     @classmethod
     def settled(cls, engine: Engine) -> "_Block":
         """Takes first steps, in which what is recorded is recorded, and sees how many a block should have."""
+        if isinstance(engine, LocalEngine):
+            engine.goes_back = False  # what does not fit is left out
         most = int(engine.steps(_PERIOD).min())
         few = min(4, most)  # a call of an engine costs something, too, and is rare in a run
         _timed(engine, Segment(_PERIOD, 0, 1))

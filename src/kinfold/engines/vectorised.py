@@ -1,4 +1,4 @@
-"""All tasks in one tensor program: `torch.vmap` over the stacked models.
+"""All tasks in one tensor program: `torch.vmap` over the stacked models; where memory is short, some at a time.
 
 The forward pass is lifted and ordinary autograd runs back through the lifted program, which measures half as
 long again as fast as lifting the gradient (`vmap(grad(…))`).
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from kinfold.engines.lift import Lift, stacked
+from kinfold.engines.lift import Lift, in_parts, stacked
 from kinfold.engines.local import LocalEngine, LossOfOne
 from kinfold.engines.recording import Gradients
 from kinfold.methods.base import Batch, Params, State
@@ -19,17 +19,19 @@ from kinfold.tasks.state import TaskStack
 
 @final
 class Vectorised(LocalEngine):
-    """All tasks take a step together."""
+    """All tasks take a step together, or as many of them as `together` says."""
 
     name = "vectorised"
     fuse = True
+    shrinks = True
 
     @property
     def lift(self) -> Lift:
-        return stacked
+        return stacked if self.together >= self.job.tasks else in_parts(stacked, self.together)
 
     def _lanes(self) -> list[list[int]]:
-        return [list(range(self.job.tasks))]
+        tasks = list(range(self.job.tasks))
+        return [tasks[first : first + self.together] for first in range(0, len(tasks), self.together)]
 
     def _recorded(
         self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"], record: bool

@@ -52,7 +52,7 @@ class Finished:
     about: Json
     said: Json
     config: Json
-    history: list[Json]
+    history: Sequence[Json]
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the model's parameters and buffers by name."""

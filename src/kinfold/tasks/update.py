@@ -146,6 +146,8 @@ class Updater:
         check_count(optimizers, self.tasks)
         self._stacks: dict[str, nn.Parameter] = {}
         self._rows: list[dict[str, nn.Parameter]] = []
+        self._optimizers: list[Optimizer] = []
+        self._schedulers: list[Any] = []
         self._build_rows()
         if fuse and callable(optimizers) and type(self._optimizers[0]) in ELEMENTWISE:
             self._fuse()
@@ -354,6 +356,35 @@ class Updater:
             if self._schedulers:
                 fresh = self._schedulers[t].state_dict()
                 self._schedulers[t].load_state_dict(_revived(copy.deepcopy(others[t]["scheduler"]), fresh))
+
+    def kept(self) -> Callable[[], None]:
+        """Returns what puts back what the optimizers remember, and their form, as it is now.
+
+        It is for steps that are taken back within a period: schedules and options are left alone. The copies are the
+        host's.
+        """
+        stacks, rows, optimizers, schedulers = self._stacks, self._rows, self._optimizers, self._schedulers
+        slots = [
+            [
+                (state, slot, value, value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value)
+                for state in optimizer.state.values()
+                for slot, value in state.items()
+            ]
+            for optimizer in optimizers
+        ]
+        owners = [list(optimizer.state.items()) for optimizer in optimizers]
+
+        def back() -> None:
+            self._stacks, self._rows, self._optimizers, self._schedulers = stacks, rows, optimizers, schedulers
+            for optimizer, owned, saved in zip(optimizers, owners, slots, strict=True):
+                optimizer.state.clear()
+                optimizer.state.update(owned)
+                for _, state in owned:
+                    state.clear()
+                for state, slot, value, copy_of in saved:
+                    state[slot] = value.detach().copy_(copy_of) if isinstance(value, Tensor) else copy_of
+
+        return back
 
     def unfuse(self) -> None:
         """Turns to the row form, keeping all state."""

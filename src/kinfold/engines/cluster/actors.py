@@ -305,11 +305,11 @@ def _answered(function: Callable[[], Any], doing: str) -> Answer:
 # -- what a share's engine is told -------------------------------------------------------------------------------------
 
 
-def trained(engine: LocalEngine, segment: Segment) -> tuple[Float[Tensor, " k"], int, float]:
-    """Trains; returns (mean losses, rows visited, seconds)."""
+def trained(engine: LocalEngine, segment: Segment) -> tuple[Float[Tensor, " k"], int, float, list[str]]:
+    """Trains; returns (mean losses, rows visited, seconds, what the user is to be told)."""
     before, began = engine.visits(), time.perf_counter()
     losses = engine.train(segment)
-    return losses, engine.visits() - before, time.perf_counter() - began
+    return losses, engine.visits() - before, time.perf_counter() - began, engine.notes()
 
 
 def piece(engine: LocalEngine, tasks: slice) -> EngineState:

@@ -86,10 +86,11 @@ class Cluster(Engine):
             self._name_stragglers()
             self._shares.begin_period(segment.period)
         found = self._ask(trained, segment, changes=True)
-        for share, (_, rows, seconds) in enumerate(found):
+        for share, (_, rows, seconds, _) in enumerate(found):
             before = self._spent.get(share, (0, 0.0))
             self._spent[share] = before[0] + rows, before[1] + seconds
-        return torch.cat([losses for losses, _, _ in found])
+        self._notes += dict.fromkeys(note for *_, notes in found for note in notes)
+        return torch.cat([losses for losses, *_ in found])
 
     def steps(self, period: int) -> Int64[Tensor, " T"]:
         return torch.cat(self._ask(LocalEngine.steps, period))

@@ -1,0 +1,104 @@
+"""What is free, as the system, a control group and a limit of addresses tell."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kinfold import processes
+from kinfold.data.table import TableEncoder
+from kinfold.errors import InputError
+from kinfold.processes import check_room, control_group_leaves, free_bytes
+
+GiB = 2**30
+
+
+def group(root: Path, folder: str, limit: object, used: int, idle: int) -> None:
+    for name, content in (("max", limit), ("current", used), ("stat", f"anon 5\ninactive_file {idle}")):
+        path = root / "sys/fs/cgroup" / folder / f"memory.{name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+
+
+def belongs(root: Path, line: str) -> None:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"{line}\n")
+
+
+def test_the_narrowest_group_counts(tmp_path):
+    belongs(tmp_path, "0::/jobs/one")
+    group(tmp_path, "jobs/one", limit=8 * GiB, used=3 * GiB, idle=GiB)
+    assert control_group_leaves(tmp_path) == 6 * GiB
+    group(tmp_path, "jobs", limit=5 * GiB, used=4 * GiB, idle=0)
+    assert control_group_leaves(tmp_path) == GiB
+    group(tmp_path, "jobs", limit="max", used=4 * GiB, idle=0)
+    assert control_group_leaves(tmp_path) == 6 * GiB
+
+
+def test_groups_of_the_first_version(tmp_path):
+    belongs(tmp_path, "12:pids:/other\n7:cpu,memory:/jobs")
+    folder = tmp_path / "sys/fs/cgroup/memory/jobs"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(f"{2 * GiB}\n")
+    (folder / "memory.usage_in_bytes").write_text(f"{GiB}\n")
+    (folder / "memory.stat").write_text("total_cache 7\ntotal_inactive_file 512\n")
+    assert control_group_leaves(tmp_path) == GiB + 512
+
+
+def test_no_group_and_no_files_limit_nothing(tmp_path):
+    assert control_group_leaves(tmp_path) == math.inf
+    belongs(tmp_path, "0::/")
+    assert control_group_leaves(tmp_path) == math.inf
+
+
+def test_the_least_of_all_counts(monkeypatch):
+    assert 0 < free_bytes() < math.inf
+    for name in ("_machine_leaves", "control_group_leaves", "_addresses_left"):
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, name, lambda: 5.0)
+            assert free_bytes() == 5.0
+
+
+_LIMITED = """
+import resource
+from pathlib import Path
+import kinfold
+from kinfold.processes import free_bytes
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+taken = 1024 * int(status["VmSize"].split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, -1))
+print(0 < free_bytes() <= 2**30)
+try:
+    kinfold.fit({"name": "mlp", "hidden": [2000, 2000]}, "iris", tasks=100, epochs=1, engine="sequential", out="run")
+except kinfold.InputError as error:
+    print(error)
+print(Path("run").exists())
+"""
+
+
+def test_a_limit_of_addresses_refuses_a_run_before_it_begins(tmp_path):
+    """100 tasks of 4 million parameters in one GiB."""
+    done = subprocess.run([sys.executable, "-c", _LIMITED], cwd=tmp_path, capture_output=True, text=True, check=True)
+    within, refused, written = done.stdout.splitlines()
+    assert (within, written) == ("True", "False")
+    assert refused.startswith("memory: 100 tasks in batches of 64 take at least ")
+    assert refused.endswith("of memory are free; give fewer tasks, or a smaller model.")
+
+
+def test_what_is_to_be_held_is_refused(monkeypatch):
+    frame = pd.DataFrame({"size": np.arange(100.0), "site": ["a", "b"] * 50})
+    encoder = TableEncoder.fit(frame, np.arange(100))
+    width = encoder.input_shape[0]
+    monkeypatch.setattr(processes, "free_bytes", lambda: 4.0 * 100 * width)
+    encoder.encode(frame)
+    monkeypatch.setattr(processes, "free_bytes", lambda: 4.0 * 100 * width - 1)
+    with pytest.raises(
+        InputError, match=rf"data: 100 rows of {width} encoded columns take at least .* MiB, and .*; give"
+    ):
+        encoder.encode(frame)
+    with pytest.raises(InputError, match=r"data: 9 pictures take at least 2 GiB, .*; decode them\.$"):
+        check_room(2 * GiB, "9 pictures", "decode them")
