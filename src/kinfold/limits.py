@@ -82,15 +82,19 @@ def _check_text(text: str, where: str) -> None:
     """Checks a text that may be YAML once more, as the value of a flag is."""
     if _NAME.fullmatch(text):
         return
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-    except RecursionError:
-        raise InputError(f"{where}: nests deeper than {YAML_DEPTH}; write it flatter.") from None
-    except (yaml.YAMLError, ValueError):
-        return  # a text, and no more
-    if node is not None and not isinstance(node, yaml.ScalarNode):
-        check_yaml(node)
+    for loader in _LOADERS:
+        try:
+            node = yaml.compose(text, loader)
+        except RecursionError:
+            raise InputError(f"{where}: nests deeper than {YAML_DEPTH}; write it flatter.") from None
+        except (yaml.YAMLError, ValueError):
+            continue  # a text, and no more
+        if node is not None and not isinstance(node, yaml.ScalarNode):
+            check_yaml(node)
 
+
+_LOADERS = (yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+"""Either may read a flag's value; they do not take quite the same texts, such as tabs, for YAML."""
 
 _NAME = re.compile(r"[\w./:]*")
 
