@@ -1,6 +1,7 @@
 """Shapes and types are checked over the whole package while it is tested."""
 
 import os
+from importlib.util import find_spec
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -39,3 +40,54 @@ def measurements():
         frame.drop(columns="species").to_csv(folder / "new.csv", index=False)
 
     return write
+
+
+@pytest.fixture
+def belongings(measurements):
+    """Writes all that the documentation takes for a reader's own: tables, pictures, modules."""
+
+    def write(folder):
+        measurements(folder)
+        rng = np.random.default_rng(1)
+        a, b, price = rng.normal(size=(3, 80))
+        pd.DataFrame({"a": a, "b": b, "y": np.where(a > 0, "high", "low")}).to_csv(folder / "table.csv", index=False)
+        reviews = [" ".join(words) for words in rng.choice(["good", "poor", "film", "plot", "the", "music"], (80, 5))]
+        stars = ["many" if "good" in review else "few" for review in reviews]
+        pd.DataFrame({"review": reviews, "price": price, "stars": stars}).to_csv(folder / "reviews.csv", index=False)
+        (folder / "mine.py").write_text(_MINE)
+        (folder / "my_package").mkdir()
+        (folder / "my_package" / "my_module.py").write_text(_MY_MODULE)
+        if find_spec("PIL") is None:
+            return
+        from PIL import Image
+
+        for name in ("cats", "dogs"):
+            (folder / "photos" / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "photos" / name / f"{number}.png")
+
+    return write
+
+
+_MINE = """
+from torch import nn
+
+import kinfold
+
+
+def rows():
+    return kinfold.data.read("table.csv", target="y")
+
+
+def net():
+    return nn.Linear(2, 2)
+"""
+
+_MY_MODULE = """
+from torch import nn
+
+
+def factory():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kinfold.cli import main
+from kinfold.cli import COMMANDS, main
 from kinfold.cli.keys import KEYS
 from kinfold.fitting import fit
 
@@ -43,6 +43,19 @@ def test_the_commands_run(capsys, measurements):
         assert capsys.readouterr().out
     assert list(pd.read_csv("predictions.csv"))[:2] == ["row", "prediction"]
     assert Path("runs/again/result.json").exists()
+
+
+def test_the_contract_lists_the_flags_there_are(capsys):
+    synopsis = re.search(r"^```text\n(kinfold train .*?)^```$", CONTRACTS, re.MULTILINE | re.DOTALL)[1]
+    listed = {verb: set() for verb in COMMANDS}
+    for verb, rest in re.findall(r"^kinfold ([a-z]+)(.*(?:\n +.*)*)", synopsis, re.MULTILINE):
+        listed[verb] |= set(re.findall(r"--[a-z-]+", rest)) | ({"..."} if "any other key" in rest else set())
+    for verb, flags in listed.items():
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+        assert flags - {"..."} <= known, verb
+        assert flags == known or "..." in flags, verb
 
 
 def test_the_contract_lists_every_key_with_its_default():
