@@ -68,4 +68,5 @@ def test_the_contract_lists_every_key_with_its_default():
     for name in KEYS:
         if name != "model":
             default = parameters[name].default
-            assert listed[name] == words.get(default, str(default)), name
+            said = str(default).lower() if isinstance(default, bool) else words.get(default, str(default))
+            assert listed[name] == said, name

@@ -303,7 +303,7 @@ def test_parameters_are_those_of_fit_with_its_defaults():
     assert set(theirs) - set(own) == {
         *("model", "data", "seed", "listen"),  # by other names, or handed to fit
         *("target", "groups", "times", "kind", "texts", "out", "resume"),  # for files
-        *("tracking", "resources", "compression"),  # of long runs, on clusters
+        *("tracking", "resources", "compression", "asynchronous"),  # of long runs, on clusters
     }
     other = {name for name in set(own) - renamed if own[name].default != theirs[name].default}
     assert other == {"tasks", "holdout", "epochs", "batch_size"}

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinfold import files
+from kinfold.asynchronous import check_asynchronous
 from kinfold.candidates import CANDIDATES, Candidate
 from kinfold.config import describe, names_in, resolve
 from kinfold.data import TableEncoder, read
@@ -79,6 +80,8 @@ def check(given: Mapping[str, Any]) -> None:
     """Raises InputError where an argument of `fit` cannot be used, whatever the data are."""
     _check_whole(**{name: given[name] for name in ("tasks", "accumulate", "patience", "epochs", "batch_size")})
     _check_choices(**{name: given[name] for name in CHOICES})
+    if not isinstance(given["asynchronous"], bool):
+        raise InputError(f"asynchronous: is {given['asynchronous']!r}; give true or false.")
     if isinstance(given["seed"], bool) or not isinstance(given["seed"], (int, np.integer)):
         raise InputError(f"seed: is {given['seed']!r}; give a whole number.")
 
@@ -119,6 +122,8 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
     check(given)
     config = configuration(given)
     rule = _rule(given["transfer"])
+    if given["asynchronous"]:
+        check_asynchronous(str(given["engine"]), rule)
     dataset = read(given["data"], **{name: given[name] for name in ("target", "groups", "times", "kind", "texts")})
     prepared = _prepare(dataset, *(given[name] for name in ("splits", "tasks", "val_fraction", "holdout", "seed")))
     told: list[Event] = [{"event": "finding", **asdict(finding)} for finding in prepared.findings]

@@ -19,6 +19,7 @@ from torch import nn
 
 from kinfold import files
 from kinfold.assembling import Assembled, Auto, Prepared, assemble, check, configuration, is_auto, resolve_trackers
+from kinfold.asynchronous import run_asynchronously
 from kinfold.candidates import Candidate
 from kinfold.checkpoint import Checkpoints
 from kinfold.config import names_in
@@ -79,6 +80,7 @@ def fit(
     engine: str = "auto",
     resources: str | None = None,
     compression: Any = None,
+    asynchronous: bool = False,
     precision: Precision = "float32",
     device: str = "auto",
     seed: int = 0,
@@ -138,6 +140,8 @@ def fit(
             GPU where the device is one. As many actors train as fit, at most T.
         compression: of the models that actors of the engine `cluster` send each other: `bf16`, `adaptive`,
             `{name: adaptive, bits: 3}` or a codec (see docs/scaling.md); None sends them as they are.
+        asynchronous: whether each actor of the engine `cluster` goes on at its own pace, and tasks learn from what
+            others have published last, however old; not reproducible (see docs/cluster.md).
         precision: `float32`, `bf16` (forward pass under autocast) or `float64`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         seed: of everything random; nothing reads the global random state.
@@ -183,6 +187,7 @@ def fit(
                 engine=engine,
                 resources=resources,
                 compression=compression,
+                asynchronous=asynchronous,
                 folder=folder,
                 resume=resume,
                 listen=listen,
@@ -204,6 +209,7 @@ def carry_out(
     engine: str,
     resources: str | None = None,
     compression: Any = None,
+    asynchronous: bool = False,
     folder: Path | None = None,
     resume: bool = False,
     listen: Listener | None = None,
@@ -218,6 +224,7 @@ def carry_out(
         engine: likewise.
         resources: likewise.
         compression: likewise.
+        asynchronous: likewise.
         folder: run directory, checked already, or None.
         resume: whether to go on from the checkpoints there.
         listen: as in `fit`.
@@ -242,6 +249,7 @@ def carry_out(
         engine = saved[1]["engine_name"]
         job = dataclasses.replace(job, channels_last=saved[1]["engine"]["channels_last"])
     steps = remaining.stages[-1] * int(job.train.sum(1).max()) // job.batch_size
+    train = run_asynchronously if asynchronous else run
     started, note = choose_engine(engine, job, steps, resources, compression)
     with (
         contextlib.closing(started),
@@ -278,7 +286,7 @@ def carry_out(
             if stage > progress.stage:
                 started.reschedule(remaining.scheduler(end - progress.period))
                 progress.begin_stage(stage)
-            stopped = run(
+            stopped = train(
                 started,
                 job,
                 remaining.rule,
@@ -471,6 +479,7 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
     before = files.read_yaml(folder / "config.yaml")
     if not isinstance(before, dict):
         raise InputError(f"resume: {folder / 'config.yaml'} is damaged; give another out.")
+    before = {"asynchronous": False} | before  # runs of a version that knew no other way
     for name, value in config.items():
         if name in ("tracking", "resources"):  # who is told, and where it runs, changes nothing of the run
             continue

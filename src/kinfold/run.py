@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -92,6 +92,48 @@ class Progress:
         self.stage_best = torch.full_like(self.stage_best, math.nan)
         self.stale = torch.zeros_like(self.stale)
 
+    def note_scores(
+        self, tasks: slice, scores: Float[Tensor, "k 2"], improved: Bool[Tensor, " k"], by: Literal["metric", "loss"]
+    ) -> None:
+        """Notes what some tasks scored at the end of a period.
+
+        Args:
+            tasks: these.
+            scores: (metric, loss) of each.
+            improved: whether a best snapshot has been taken of a task.
+            by: what decides first (see `kinfold.selection.better.better`).
+        """
+        self.scores = self.scores.clone()  # a rule may keep what it was shown
+        self.scores[tasks] = scores
+        self.best[tasks] = torch.where(improved[:, None], scores, self.best[tasks])
+        self.best_exposed[tasks] = torch.where(improved[:, None], self.ledger.exposed[tasks], self.best_exposed[tasks])
+        best = self.stage_best[tasks]
+        ahead = better(scores[:, 0], scores[:, 1], best[:, 0], best[:, 1], by=by)
+        self.stage_best[tasks] = torch.where(ahead[:, None], scores, best)
+        self.stale[tasks] = torch.where(ahead, 0, self.stale[tasks] + 1)
+
+    def note_moves(self, plan: Plan, outcome: Outcome) -> None:
+        """Counts what a plan proposed, and what of it was accepted."""
+        for change in plan.changes:
+            lineage = change.lineage()
+            if lineage is not None:
+                taken = lineage & outcome.accepted[:, None] if change.tried else lineage
+                self.proposed += int(lineage.any(1).sum())
+                self.accepted += int(taken.any(1).sum())
+                self.by_pair += taken
+
+    def worn_out(self, patience: int | None) -> bool:
+        """Returns whether all tasks have gone so many periods without improving."""
+        return patience is not None and bool((self.stale >= patience).all())
+
+    def check_scored(self) -> None:
+        """Raises RunError where no task ever had a finite score."""
+        if bool(self.best.isnan().any(1).all()):
+            raise RunError(
+                "no task ever had a finite score: training diverged (lower the learning rate, or set clip_norm), or "
+                "the metric is not defined on the validation rows (R² of a constant target)."
+            )
+
     def save(self, engine: Engine, checkpoints: Checkpoints) -> None:
         """Has a checkpoint written."""
         tensors, values = engine.state()
@@ -162,33 +204,24 @@ def run(
         RunError: no task ever had a finite score.
     """
     transfers = _Transfers(engine, job, rule, progress, epochs, unsealed, listen)
-    while progress.period < epochs and not _worn_out(progress, patience):
+    while progress.period < epochs and not progress.worn_out(patience):
         began, transferring = time.perf_counter(), progress.transfer_seconds
         progress.period += 1
-        rates = engine.options()["lr"].tolist()
+        rates = engine.options()["lr"]
         train_loss = transfers.train_period()
         trained = time.perf_counter() - (progress.transfer_seconds - transferring)
-        progress.scores = scores = engine.score()
-        improved = _note_best(engine, job, progress, scores)
+        scores = engine.score()
+        improved = better(scores[:, 0], scores[:, 1], progress.best[:, 0], progress.best[:, 1], by=job.better)
+        engine.snapshot(improved)
+        progress.note_scores(slice(0, job.tasks), scores, improved, job.better)
         engine.end_period(scores)
         scored = time.perf_counter()
-        listen(
-            {
-                "event": "period",
-                "period": progress.period,
-                "epochs": epochs if cap is None else cap,
-                "train_loss": train_loss.tolist(),
-                "metric": [job.objective.metric.oriented(value) for value in scores[:, 0].tolist()],
-                "loss": scores[:, 1].tolist(),
-                "improved": improved.tolist(),
-                "lr": rates,
-                "seconds": scored - began,
-            }
-        )
+        shown = epochs if cap is None else cap
+        listen(period_event(job, progress.period, shown, train_loss, scores, improved, rates, scored - began))
         tell_of_notes(engine, listen, progress.period)
         transfers.tell_of_period()
         told = time.perf_counter()
-        last = progress.period == epochs or _worn_out(progress, patience)
+        last = progress.period == epochs or progress.worn_out(patience)
         if job.tasks > 1 and not last and rule.due(progress.period, epochs):
             transfers.at_period_end(train_loss, improved)
         progress.train_seconds += trained - began
@@ -198,11 +231,7 @@ def run(
         if checkpoints is not None and (last or checkpoints.due()):
             progress.save(engine, checkpoints)
             progress.wall_seconds += time.perf_counter() - applied  # the next checkpoint has it
-    if bool(progress.best.isnan().any(1).all()):
-        raise RunError(
-            "no task ever had a finite score: training diverged (lower the learning rate, or set clip_norm), or the "
-            "metric is not defined on the validation rows (R² of a constant target)."
-        )
+    progress.check_scored()
     return "epochs" if progress.period >= epochs else "patience"
 
 
@@ -210,21 +239,6 @@ def tell_of_notes(engine: Engine, listen: Listener, period: int) -> None:
     """Passes on what an engine has to tell the user of a period; if that runs again, it is taken out with it."""
     for message in engine.notes():
         listen({"event": "note", "message": message, "period": period})
-
-
-def _worn_out(progress: Progress, patience: int | None) -> bool:
-    return patience is not None and bool((progress.stale >= patience).all())
-
-
-def _note_best(engine: Engine, job: Job, progress: Progress, scores: Float[Tensor, "T 2"]) -> Bool[Tensor, " T"]:
-    improved = better(scores[:, 0], scores[:, 1], progress.best[:, 0], progress.best[:, 1], by=job.better)
-    engine.snapshot(improved)
-    progress.best[improved] = scores[improved]
-    progress.best_exposed[improved] = progress.ledger.exposed[improved]
-    ahead = better(scores[:, 0], scores[:, 1], progress.stage_best[:, 0], progress.stage_best[:, 1], by=job.better)
-    progress.stage_best[ahead] = scores[ahead]
-    progress.stale = torch.where(ahead, 0, progress.stale + 1)
-    return improved
 
 
 class _Transfers:
@@ -278,7 +292,7 @@ class _Transfers:
         moves = [
             {**move, "times": times}
             for plan, outcome, times in self._inside.values()
-            for move in _log(plan, outcome, self._job)
+            for move in logged(plan, outcome, self._job)
         ]
         self._inside = {}
         if moves:
@@ -289,7 +303,7 @@ class _Transfers:
         done = self._transfer(train_loss, improved, step=None)
         if done is not None:
             plan, outcome = done
-            moves = _log(plan, outcome, self._job)
+            moves = logged(plan, outcome, self._job)
             if moves or plan.note is not None:
                 self._tell(moves, plan.note)
 
@@ -320,21 +334,13 @@ class _Transfers:
         plan, progress.rule = rule.plan(view, progress.rule, draws)
         if plan is None:
             return None
-        for rows in (plan.trial, plan.taught_rows()):
-            if rows is not None and bool((rows & ~self._unsealed).any()):
-                raise RunError(f"transfer: {rule.name} planned with sealed rows; they are for the estimate alone.")
+        check_rows(rule, plan, self._unsealed)
         outcome = engine.apply(plan, progress.period)
         progress.rule = rule.learn(plan, outcome, progress.rule)
         # The ledger follows from the plan itself and from what was accepted; no rule can leave it out.
         everyone = torch.ones(job.tasks, dtype=torch.bool)  # the lineage already leaves out what was not accepted
         progress.ledger = progress.ledger.after(plan.lineage(outcome.accepted), everyone, plan.taught_rows())
-        for change in plan.changes:
-            lineage = change.lineage()
-            if lineage is not None:
-                taken = lineage & outcome.accepted[:, None] if change.tried else lineage
-                progress.proposed += int(lineage.any(1).sum())
-                progress.accepted += int(taken.any(1).sum())
-                progress.by_pair += taken
+        progress.note_moves(plan, outcome)
         return plan, outcome
 
     def _tell(self, moves: list[Event], note: str | None) -> None:
@@ -362,6 +368,37 @@ def open_losses(
     return losses(rows)
 
 
+def check_rows(rule: Rule, plan: Plan, unsealed: Bool[Tensor, " N"]) -> None:
+    """Raises RunError where a plan has to do with sealed rows."""
+    for rows in (plan.trial, plan.taught_rows()):
+        if rows is not None and bool((rows & ~unsealed).any()):
+            raise RunError(f"transfer: {rule.name} planned with sealed rows; they are for the estimate alone.")
+
+
+def period_event(
+    job: Job,
+    period: int,
+    epochs: int,
+    train_loss: Float[Tensor, " T"],
+    scores: Float[Tensor, "T 2"],
+    improved: Bool[Tensor, " T"],
+    rates: Float[Tensor, " T"],
+    seconds: float,
+) -> Event:
+    """Returns what listeners are told of a period of all tasks."""
+    return {
+        "event": "period",
+        "period": period,
+        "epochs": epochs,
+        "train_loss": train_loss.tolist(),
+        "metric": [job.objective.metric.oriented(value) for value in scores[:, 0].tolist()],
+        "loss": scores[:, 1].tolist(),
+        "improved": improved.tolist(),
+        "lr": rates.tolist(),
+        "seconds": seconds,
+    }
+
+
 def _alike(plan: Plan, outcome: Outcome) -> tuple[bytes, ...]:
     """What two plans have in common that change the same tasks from the same donors in the same way."""
     parts = [outcome.accepted]
@@ -374,8 +411,8 @@ def _alike(plan: Plan, outcome: Outcome) -> tuple[bytes, ...]:
     return (*kinds, *(part.cpu().numpy().tobytes() for part in parts))
 
 
-def _log(plan: Plan, outcome: Outcome, job: Job) -> list[Event]:
-    """The plan's moves as lines of the transfer log, with the scores that decided."""
+def logged(plan: Plan, outcome: Outcome, job: Job) -> list[Event]:
+    """Returns a plan's moves as lines of the transfer log, with the scores that decided."""
 
     def shown(score: Float[Tensor, " 2"]) -> list[float] | None:
         metric, loss = score.tolist()

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinfold.errors import InputError
-from kinfold.transfer import AMTO, Cross, Mix, Move, Nothing, Plan, Restart, Teach, Tune
+from kinfold.transfer import AMTO, Cross, Median, Mix, Move, Nothing, Plan, Restart, Teach, Tune
 
 YES = torch.ones(3, dtype=torch.bool)
 
@@ -84,3 +86,25 @@ def test_when_a_transfer_is_due():
     assert AMTO().due(18, 20)
     assert not AMTO().due(19, 20)
     assert not any(Nothing().due(period, 10) for period in range(1, 11))
+
+
+def test_what_is_left_of_a_plan_for_some_tasks() -> None:
+    """Who would learn from somebody else than it can is left alone by that change, and by no other."""
+    everyone, pairs = torch.ones(3, dtype=torch.bool), ~torch.eye(3, dtype=torch.bool)
+    taught_by_next = torch.tensor([[False, True, False], [False, False, True], [True, False, False]])
+    lesson = Teach(torch.zeros(3, 4, 2), torch.full((3,), 0.5), taught_by_next, torch.ones(3, 4, dtype=torch.bool))
+    by_row = replace(lesson, weight=torch.full((3, 4), 0.5))
+    mix = Mix(torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]))
+    tune = Tune({"lr": torch.tensor([1.0, 2.0, 3.0])})
+    plan = Plan((mix, lesson, by_row, tune, Median(pairs), Restart(everyone)), trial=torch.ones(3, 4, dtype=torch.bool))
+    left = plan.only(torch.tensor([True, True, False]), donors=torch.tensor([True, False, True]))
+    found_mix, found, found_by_row, found_tune, median, restart = left.changes
+    assert found_mix.weights.tolist() == [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
+    assert found.weight.tolist() == [0.0, 0.5, 0.0]
+    assert found_by_row.weight.tolist() == [[0.0] * 4, [0.5] * 4, [0.0] * 4]
+    assert left.taught_rows().any(1).tolist() == [False, True, False]
+    assert found.teachers.any(1).tolist() == [False, True, False]
+    assert found_tune.values["lr"].nan_to_num(nan=-1.0).tolist() == [1.0, 2.0, -1.0]
+    assert median.touched().tolist() == [False, True, False]
+    assert restart.tasks.tolist() == [True, True, False]
+    assert torch.equal(left.trial, plan.trial)

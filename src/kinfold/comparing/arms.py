@@ -151,7 +151,7 @@ def _conventional(trial: Trial, arm: str = CONVENTIONAL, times: int = 1) -> dict
 
 def _ways(given: Given) -> dict[str, Any]:
     """What `carry_out` takes of the arguments of `fit`."""
-    return {name: given[name] for name in ("patience", "engine", "resources", "compression")}
+    return {name: given[name] for name in ("patience", "engine", "resources", "compression", "asynchronous")}
 
 
 def _conventional_long(trial: Trial) -> dict[str, Score]:

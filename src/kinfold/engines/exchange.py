@@ -63,6 +63,7 @@ class Transport(abc.ABC):
         self._asked = itertools.count()
         # (share, number of a handle) → (kind, size); not the handle, which would keep what it holds.
         self._fetched: dict[tuple[int, int], tuple[str, Any]] = {}
+        self._counted: dict[str, int] = {}
 
     @final
     def ask(self, share: int, function: Callable[..., Any], *arguments: Any, kind: str = "") -> Handle:
@@ -86,14 +87,23 @@ class Transport(abc.ABC):
     def get(self, handles: Sequence[Handle]) -> list[Any]:
         """Returns what handles hold, here; for what is small: scores, flags, names."""
 
+    @abc.abstractmethod
+    def first(self, handles: Sequence[Handle]) -> Handle:
+        """Returns a handle of what has been computed, of several; it waits until there is one."""
+
+    @final
+    def count(self) -> None:
+        """Counts what was fetched, and lets go of what that takes; what is fetched again by a share counts again."""
+        fetched, self._fetched = list(self._fetched.values()), {}
+        for (kind, _), size in zip(fetched, self._bytes([size for _, size in fetched]), strict=True):
+            if size:
+                self._counted[kind] = self._counted.get(kind, 0) + size
+
     @final
     def traffic(self) -> dict[str, int]:
         """Returns the bytes of tensors that shares fetched from other shares since it was last called, by kind."""
-        fetched, self._fetched = list(self._fetched.values()), {}
-        counted: dict[str, int] = {}
-        for (kind, _), size in zip(fetched, self._bytes([size for _, size in fetched]), strict=True):
-            if size:
-                counted[kind] = counted.get(kind, 0) + size
+        self.count()
+        counted, self._counted = self._counted, {}
         return counted
 
     @abc.abstractmethod
@@ -119,6 +129,9 @@ class InProcess(Transport):
 
     def get(self, handles: Sequence[Handle]) -> list[Any]:
         return [handle.held for handle in handles]
+
+    def first(self, handles: Sequence[Handle]) -> Handle:
+        return min(handles, key=lambda handle: handle.number)
 
     def _run(self, share: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Any]:
         given = (argument.held if isinstance(argument, Handle) else argument for argument in arguments)

@@ -134,6 +134,36 @@ def routed(
     )
 
 
+def alone(
+    changes: Sequence[Change], tasks: slice, learn: Bool[Tensor, " T"], origin: Int64[Tensor, " T"]
+) -> tuple[tuple[Part, ...], tuple[int, ...]]:
+    """Returns (what is left of changes for one share, donors at others, who all come whole).
+
+    Args:
+        changes: a plan's, in order, of the kinds of which `Change.only` leaves something.
+        tasks: of the share.
+        learn: tasks that shall learn; those of other shares do not count.
+        origin: as in `routed`.
+
+    Example:
+        >>> import torch
+        >>> copy = Mix(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]))
+        >>> alone([copy], slice(0, 2), torch.ones(3, dtype=torch.bool), torch.tensor([0, 2, 0]))[1]
+        (2,)
+    """
+    own = [t for t in range(tasks.start, tasks.stop) if bool(learn[t])]
+    parts: list[Part] = []
+    for change in changes:
+        part: Part = change
+        if isinstance(change, Mix):
+            part = mixture_of(change, own)
+        elif isinstance(change, Median):
+            part = medians_of(change, own)
+        parts.append(part)
+    donors = _whole(parts, own) | _some(parts, own) | {int(origin[t]) for t in own}
+    return tuple(parts), tuple(sorted(donors - set(range(tasks.start, tasks.stop))))
+
+
 def _whole(parts: Sequence[Part], learn: Sequence[int]) -> set[int]:
     """Donors of which tasks need all numbers."""
     donors: set[int] = set()

@@ -16,7 +16,7 @@ state       = rule.learn(plan, outcome, state)      # adapts, from what was acce
 import abc
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar, Literal, TypeAlias
 
@@ -74,6 +74,30 @@ class Plan:
         """[T, N] rows that a lesson lets a task train on besides its own, or None."""
         rows = [change.unlabelled for change in self.changes if isinstance(change, Teach)]
         return torch.stack(rows).any(0) if rows else None
+
+    def only(self, tasks: Bool[Tensor, " T"], donors: Bool[Tensor, " T"] | None = None) -> "Plan":
+        """What is left of the plan where some tasks learn, and the others are left alone.
+
+        Args:
+            tasks: [T] who learns.
+            donors: [T] whom they can learn from, default all; a change by which a task would learn from another leaves
+                it alone.
+
+        Raises:
+            RunError: no task's part of it can be carried out without that of others (see `Rule.alone`).
+
+        Example:
+            >>> from kinfold.transfer import Mix
+            >>> swap = Plan((Mix(torch.tensor([[0.0, 1.0], [1.0, 0.0]])),))
+            >>> [(move.recipient, move.donors) for move in swap.only(torch.tensor([True, False])).moves()]
+            [(0, (1,))]
+        """
+        changes = []
+        for change in self.changes:
+            lineage = change.lineage() if donors is not None else None
+            able = tasks if donors is None or lineage is None else tasks & ~(lineage & ~donors).any(1)
+            changes.append(change.only(able))
+        return replace(self, changes=tuple(changes))
 
     def moves(self) -> list[Move]:
         """The plan as lines of the transfer log."""
@@ -170,6 +194,8 @@ class Rule(abc.ABC):
         until: share of the schedule after which there are no more transfers.
         needs: what of `View` must be filled in at extra cost.
         moves: whether its plans propose other parameters; of rules that act together, one may.
+        alone: whether what a plan proposes to some tasks can be carried out without the rest of it: then tasks may be
+            at different points of their training (see docs/cluster.md).
         stages: shares of the run's budget of sample visits that the tasks have, one stage of training with its own
             schedule after another. Where they sum to less than 1, a student is trained on all unsealed rows with
             what is left when the tasks have ended, and is then the model handed back.
@@ -181,6 +207,7 @@ class Rule(abc.ABC):
     until: float | int = 0.9
     needs: ClassVar[frozenset[Need]] = frozenset()
     moves: ClassVar[bool] = True
+    alone: ClassVar[bool] = True
     stages: tuple[float | int, ...] = (1.0,)
 
     def start(self, tasks: int) -> State:
@@ -196,6 +223,22 @@ class Rule(abc.ABC):
         """Returns the state after hearing what became of the plan."""
         del plan, outcome
         return state
+
+    def merged(self, before: State, after: State, tasks: Bool[Tensor, " T"]) -> State:
+        """Returns the state where a plan was for some of the tasks only.
+
+        Args:
+            before: the state that the other tasks stay with.
+            after: what `plan` or `learn` gave, which speak of all.
+            tasks: [T] whom it was for. They have what is theirs from `after`: of a tensor with T rows, their rows;
+                and so is what has another number of rows, which is of nobody in particular.
+
+        Example:
+            >>> from kinfold.transfer import Nothing
+            >>> Nothing().merged({"tries": torch.zeros(3)}, {"tries": torch.ones(3)}, torch.arange(3) == 1)
+            {'tries': tensor([0., 1., 0.])}
+        """
+        return {name: _rows_from(before.get(name), value, tasks) for name, value in after.items()}
 
     @property
     def student(self) -> bool:
@@ -227,6 +270,12 @@ class Rule(abc.ABC):
     def due(self, period: int, epochs: int) -> bool:
         """Whether there is a transfer point at the end of this period (from 1) of `epochs`."""
         return self.steps is None and period % self.period == 0 and self.running(period, epochs)
+
+
+def _rows_from(before: Tensor | None, after: Tensor, tasks: Bool[Tensor, " T"]) -> Tensor:
+    if before is None or before.shape != after.shape or after.shape[:1] != tasks.shape:
+        return after
+    return torch.where(tasks.view(-1, *[1] * (after.ndim - 1)), after, before)
 
 
 def check_shares(name: str, **values: float | int) -> None:

@@ -5,14 +5,14 @@ Legend: T tasks, N rows, C classes or outputs.
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias, final
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from kinfold.errors import InputError
+from kinfold.errors import InputError, RunError
 
 Unit: TypeAlias = Literal["layer", "parameter"]
 
@@ -54,6 +54,18 @@ class Change(abc.ABC):
         lineage = self.lineage()
         return lineage.any(1) if self.tried and lineage is not None else None
 
+    def only(self, tasks: Bool[Tensor, " T"]) -> "Change":
+        """Returns what is left of it where some tasks learn, and the others are left alone.
+
+        Raises:
+            RunError: what it changes of one task, it changes of others at the same moment.
+        """
+        del tasks
+        raise RunError(
+            f"transfer: {type(self).__name__} changes tasks at one moment, and asynchronous ones are at different "
+            "points; choose another rule, or leave asynchronous out."
+        )
+
     def form(self, recipient: int) -> tuple[str, float]:
         """Returns the log's (form, amount) for a task that learns."""
         raise NotImplementedError(f"{type(self).__name__} moves knowledge and must name its form")
@@ -90,6 +102,9 @@ class Mix(Change):
     def lineage(self) -> Bool[Tensor, "T T"]:
         return _others(self.weights != 0)
 
+    def only(self, tasks: Bool[Tensor, " T"]) -> "Mix":
+        return Mix(torch.where(tasks[:, None], self.weights, torch.eye(len(tasks), dtype=self.weights.dtype)))
+
     def form(self, recipient: int) -> tuple[str, float]:
         kept = float(self.weights[recipient, recipient])
         if int(self.lineage()[recipient].sum()) > 1:
@@ -117,6 +132,9 @@ class Cross(Change):
     def lineage(self) -> Bool[Tensor, "T T"]:
         return one_hot(self.source)
 
+    def only(self, tasks: Bool[Tensor, " T"]) -> "Cross":
+        return replace(self, source=torch.where(tasks, self.source, -1))
+
     def form(self, recipient: int) -> tuple[str, float]:
         return f"crossover-{self.unit}", float(self.rate[recipient])
 
@@ -142,6 +160,9 @@ class BinaryCross(Change):
     def lineage(self) -> Bool[Tensor, "T T"]:
         return one_hot(self.source)
 
+    def only(self, tasks: Bool[Tensor, " T"]) -> "BinaryCross":
+        return replace(self, source=torch.where(tasks, self.source, -1))
+
     def form(self, recipient: int) -> tuple[str, float]:
         return "crossover-binary", float(self.eta[recipient])
 
@@ -159,6 +180,9 @@ class Median(Change):
 
     def lineage(self) -> Bool[Tensor, "T T"]:
         return _others(self.members)
+
+    def only(self, tasks: Bool[Tensor, " T"]) -> "Median":
+        return Median(self.members & tasks[:, None])
 
     def form(self, recipient: int) -> tuple[str, float]:
         return "median", float(self.members[recipient, recipient])
@@ -242,6 +266,11 @@ class Teach(Change):
     def lineage(self) -> Bool[Tensor, "T T"]:
         return self.teachers
 
+    def only(self, tasks: Bool[Tensor, " T"]) -> "Teach":
+        mine = tasks[:, None]
+        weight = torch.where(tasks.view(-1, *[1] * (self.weight.ndim - 1)), self.weight, 0.0)
+        return replace(self, weight=weight, teachers=self.teachers & mine, unlabelled=self.unlabelled & mine)
+
     def form(self, recipient: int) -> tuple[str, float]:
         return "teach", float(self.weight[recipient].max())
 
@@ -260,6 +289,9 @@ class Tune(Change):
 
     def lineage(self) -> None:
         return None
+
+    def only(self, tasks: Bool[Tensor, " T"]) -> "Tune":
+        return Tune({name: torch.where(tasks, value, torch.nan) for name, value in self.values.items()})
 
 
 @final
@@ -280,6 +312,9 @@ class Restart(Change):
 
     def touched(self) -> Bool[Tensor, " T"]:
         return self.tasks
+
+    def only(self, tasks: Bool[Tensor, " T"]) -> "Restart":
+        return replace(self, tasks=self.tasks & tasks)
 
 
 def one_hot(source: Int64[Tensor, " T"]) -> Bool[Tensor, "T T"]:

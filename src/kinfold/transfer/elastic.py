@@ -5,7 +5,7 @@ synchronous form; with a momentum optimizer it is their EAMSGD.
 """
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -37,6 +37,7 @@ class ElasticRule(Rule):
     """
 
     name = "elastic"
+    alone: ClassVar[bool] = False
     beta: float | int = 0.9
     steps: int = 10
     until: float | int = 1.0

@@ -5,7 +5,7 @@ arXiv:2405.17517).
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final, get_args
+from typing import ClassVar, Literal, TypeAlias, final, get_args
 
 import torch
 
@@ -44,6 +44,7 @@ class ShuffleRule(Rule):
     """
 
     name = "shuffle"
+    alone: ClassVar[bool] = False
     p: float | int = 0.01
     p_last: float | int = 0.0
     moments: Moments = "keep"

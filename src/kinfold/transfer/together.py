@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from kinfold import random
 from kinfold.errors import InputError
@@ -49,6 +51,7 @@ class Together(Rule):
             "steps": stepping[0] if stepping else None,
             "until": max(rule.until for rule in self.rules),
             "needs": frozenset(need for rule in self.rules for need in rule.needs),
+            "alone": all(rule.alone for rule in self.rules),
             "moves": any(rule.moves for rule in self.rules),
             "stages": next((rule.stages for rule in self.rules if rule.student), (1.0,)),
         }
@@ -81,6 +84,11 @@ class Together(Rule):
         for i in state["planned"].nonzero().flatten().tolist():
             states[i] = self.rules[i].learn(plan, outcome, states[i])
         return _joined(states) | {"planned": state["planned"]}
+
+    def merged(self, before: State, after: State, tasks: Bool[Tensor, " T"]) -> State:
+        olds, news = self._parts_of(before), self._parts_of(after)
+        states = [rule.merged(old, new, tasks) for rule, old, new in zip(self.rules, olds, news, strict=True)]
+        return _joined(states) | {"planned": after["planned"]}
 
     def graduate(self, view: View, state: State, last: bool) -> Lesson | None:
         for rule, own in zip(self.rules, self._parts_of(state), strict=True):

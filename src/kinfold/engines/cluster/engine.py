@@ -10,14 +10,16 @@ Legend: T tasks, k those of one share, A shares, m rows asked for, C classes or 
 import dataclasses
 import statistics
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from kinfold.engines.base import Engine, Job
+from kinfold.engines.apart import Apart, Uneven
+from kinfold.engines.base import Job
 from kinfold.engines.cluster.actors import halves, shared_start, trained
 from kinfold.engines.cluster.packing import sent
 from kinfold.engines.cluster.placement import Crew, node_name
@@ -36,7 +38,7 @@ _SLOW, _PERIODS = 2.0, 3
 
 
 @final
-class Cluster(Engine):
+class Cluster(Uneven):
     """Shares of the tasks on hosts of a Ray cluster: the one at RAY_ADDRESS, or one of this machine's processes.
 
     A host that is lost, or a whole node, is replaced, and what it did is done again: the run ends as it would have. A
@@ -64,7 +66,7 @@ class Cluster(Engine):
         compression: Codec | None = None,
         grace: float | int = 20.0,
     ):
-        self._job = job
+        self._job, self._codec = job, compression
         self._start = shared_start(job)
         both = [sent(half) for half in halves(job, self._start)]  # before anything is started
         self._notes: list[str] = []
@@ -140,6 +142,14 @@ class Cluster(Engine):
     def apply(self, plan: Plan, period: int) -> Outcome:
         self._check_open()
         return self._shares.carry_out(plan, period)
+
+    @contextmanager
+    def apart(self) -> Iterator[Apart]:
+        self._check_open()
+        with self._shares.apart() as wires:
+            apart = Apart(self._shares.tasks, wires, self._codec)
+            yield apart
+        self._shares.meet(apart.period)
 
     def traffic(self) -> dict[str, int]:
         """Returns the bytes of tensors that went from share to share since it was last called, by what they were."""

@@ -148,6 +148,7 @@ class Shares:
         self._lost: dict[Member, list[int]] = {}
         self._attempts = 0  # in this period
         self._moved: dict[str, int] = {}
+        self._parted = False  # whether shares are each at a point of its own, to which nothing could bring them back
         with self._all_or_none():
             try:
                 self._begin(range(len(self.tasks)))
@@ -205,6 +206,41 @@ class Shares:
                     self._recover()
         self._journal.append(_Planned(plan, period, outcome))
         return outcome
+
+    @contextmanager
+    def apart(self) -> Iterator[Wires]:
+        """Within, shares are asked each for itself, and nothing of that is written down: what is lost ends the run."""
+        self._parted = True
+        wires = Wires(self._run, self._homes)
+        with self._all_or_none():
+            try:
+                yield wires
+                wires.settle()
+            except LostError as error:
+                raise self._lost_apart() from error
+        self._count(wires)
+
+    def meet(self, period: int) -> None:
+        """Keeps all states after shares were apart, and have all ended a period; what is lost later goes back there."""
+        self._period = period + 1
+        with self._all_or_none():
+            self._keep()
+            coming = self._coming
+            self._settle(None)
+        self._parted = self._version is not coming
+
+    def _lost_apart(self) -> RunError:
+        self._crew.notice()
+        lost = [
+            f"{named(tasks)} on node {node_name(home.node)}"
+            for tasks, home in zip(self.tasks, self._homes, strict=True)
+            if not home.alive
+        ]
+        who = f"the actor of {' and of '.join(lost)}" if lost else "something that an actor had"
+        return RunError(
+            f"engine: {who} was lost, and asynchronous tasks cannot go back to where the others were then; go on from "
+            "the last checkpoint with resume."
+        )
 
     def traffic(self) -> dict[str, int]:
         """Returns the bytes that plans moved from share to share since it was last called."""
@@ -321,6 +357,8 @@ class Shares:
         Returns:
             Those that were begun again; what they have answered to that call is void.
         """
+        if self._parted:
+            raise self._lost_apart()
         while self._attempts < _ATTEMPTS:
             self._attempts += 1
             try:
@@ -462,9 +500,12 @@ class Shares:
             wires.settle()
             raise
         wires.settle()
+        self._count(wires)
+        return outcome
+
+    def _count(self, wires: Wires) -> None:
         for kind, count in wires.traffic().items():
             self._moved[kind] = self._moved.get(kind, 0) + count
-        return outcome
 
     @contextmanager
     def _all_or_none(self) -> Iterator[None]:

@@ -34,6 +34,16 @@ class Wires(Transport):
         except RayError as error:
             raise LostError from error
 
+    def first(self, handles: Sequence[Handle]) -> Handle:
+        answers = {handle.size[1]: handle for handle in handles}
+        (ready,), _ = ray.wait([*answers], num_returns=1)
+        asked = [reference for _, reference in self._told]
+        done = {*ray.wait(asked, num_returns=len(asked), timeout=0)[0]}  # so that what is over is let go of
+        over = [told for told in self._told if told[1] in done]
+        self._told = [told for told in self._told if told[1] not in done]
+        all_done(over)
+        return answers[ready]
+
     def settle(self) -> None:
         """Waits until all that was asked is done; raises what failed."""
         all_done(self._told)

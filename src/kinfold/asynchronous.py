@@ -1,0 +1,439 @@
+"""The loop of an asynchronous run: every share of the tasks goes through its periods at its own pace.
+
+What `kinfold.run` does for all tasks at once is done here for one share, when that has ended a period: its scores are
+noted, it publishes copies of its tasks, and the rule plans for these, from the newest that is known of all others. What
+a task has learned from a copy is what the copy's task had been exposed to when it was published.
+
+Shares meet where a checkpoint is due, and at the end. A share is never more than a few periods ahead of the slowest
+(stale synchronous parallel: Ho et al., *More Effective Distributed ML via a Stale Synchronous Parallel Parameter
+Server*, NeurIPS 2013): what is learned from a copy far behind is worth little.
+
+Legend: T tasks, N rows, A shares, k tasks of one of them, m rows asked for, C classes or outputs.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from kinfold import random
+from kinfold.checkpoint import Checkpoints
+from kinfold.engines import Engine, Job
+from kinfold.engines.apart import Apart, Lived, Moving, Shown, Snapshot, Uneven, live, show
+from kinfold.engines.exchange import Handle
+from kinfold.errors import InputError, RunError
+from kinfold.run import (
+    Event,
+    Listener,
+    Progress,
+    check_rows,
+    logged,
+    open_losses,
+    open_targets,
+    period_event,
+    tell_of_notes,
+)
+from kinfold.selection.ledger import Ledger
+from kinfold.transfer import RULES, Rule
+from kinfold.transfer.base import Outcome, Plan, State, View
+
+LEAD = 8
+"""Periods that a share may be ahead of the slowest, and that lie between two meetings, at least."""
+
+
+def check_asynchronous(engine: str, rule: Rule) -> None:
+    """Raises InputError where tasks cannot be trained each share at its own pace.
+
+    Args:
+        engine: its name.
+        rule: which must not need tasks to be at the same point.
+
+    Example:
+        >>> from kinfold.transfer import PAPA
+        >>> check_asynchronous("cluster", PAPA())
+        Traceback (most recent call last):
+        kinfold.errors.InputError: asynchronous: papa needs all tasks at the same step; choose none, amto, distil, ...
+    """
+    if engine != "cluster":
+        raise InputError(f"asynchronous: it is for the engine cluster, and engine is {engine!r}; leave it out.")
+    if not _goes_alone(rule):
+        known = ", ".join(name for name, make in RULES.items() if _goes_alone(make()))
+        raise InputError(f"asynchronous: {rule.name} needs all tasks at the same step; choose {known}.")
+
+
+def _goes_alone(rule: Rule) -> bool:
+    return rule.alone and rule.steps is None
+
+
+def run_asynchronously(
+    engine: Engine,
+    job: Job,
+    rule: Rule,
+    progress: Progress,
+    *,
+    epochs: int,
+    patience: int | None,
+    unsealed: Bool[Tensor, " N"],
+    listen: Listener,
+    checkpoints: Checkpoints | None = None,
+    cap: int | None = None,
+) -> str:
+    """Does what `kinfold.run.run` does, each share of the tasks at its own pace; it is not reproducible.
+
+    All tasks are trained for as many periods. Listeners are told of a period when the slowest share has ended it, and
+    then of its transfers. Where all tasks are worn out, those behind still catch up with those ahead.
+
+    Args:
+        engine: as in `run`, of shares.
+        job: likewise.
+        rule: likewise (see `check_asynchronous`).
+        progress: likewise.
+        epochs: likewise.
+        patience: likewise.
+        unsealed: likewise.
+        listen: likewise.
+        checkpoints: likewise; one is written where the shares meet.
+        cap: likewise.
+
+    Returns:
+        Why it stopped, `epochs` or `patience`.
+
+    Raises:
+        RunError: no task ever had a finite score, or a share was lost.
+    """
+    assert isinstance(engine, Uneven)
+    if progress.period < epochs and not progress.worn_out(patience):
+        with engine.apart() as apart:
+            _Going(apart, engine, job, rule, progress, epochs, patience, unsealed, listen, checkpoints, cap).go()
+    progress.check_scored()
+    return "epochs" if progress.period >= epochs else "patience"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Try:
+    """A plan for the tasks of a share, and what was known when it was made: other shares go on meanwhile.
+
+    Attributes:
+        share: its number.
+        plan: what is left of it for these tasks.
+        learn: [T] those of them for whom all of it is carried out.
+        state: the rule's, after it has planned.
+        exposed: the ledger as it was when the copies were published.
+        ages: [T] how many periods ago that was.
+        donors: the copies that the plan learns from.
+        moving: slots of the share's own optimizers.
+    """
+
+    share: int
+    plan: Plan
+    learn: Bool[Tensor, " T"]
+    state: State
+    exposed: Ledger
+    ages: Int64[Tensor, " T"]
+    donors: Mapping[int, Snapshot]
+    moving: Moving
+
+
+@final
+class _Known:
+    """What the driver knows of all tasks: the newest, of different periods.
+
+    Attributes:
+        period: [T] in which a copy of a task was published; −1 for never.
+        exposed: what the tasks had been exposed to then.
+        snapshots: the copies, by task.
+        moving: slots of each share's optimizers that move with parameters.
+        train_loss: [T] of the last period; NaN before the first.
+        improved: [T] whether that improved the best score.
+        sound: [T] whether a task can pass something on.
+        options: of the optimizers → [T].
+    """
+
+    def __init__(self, job: Job, rows: Int64[Tensor, " m"] | None):
+        T = job.tasks
+        self.period = torch.full((T,), -1)
+        self.exposed = Ledger.start(job.train)
+        self.snapshots: dict[int, Snapshot] = {}
+        self.moving: dict[int, Moving] = {}
+        self.train_loss = torch.full((T,), math.nan, dtype=torch.float64)
+        self.improved = torch.zeros(T, dtype=torch.bool)
+        self.sound = torch.zeros(T, dtype=torch.bool)
+        self.options: dict[str, Float[Tensor, " T"]] = {}
+        self._rows, self._outputs = rows, torch.empty(0)
+
+    def hear(self, own: slice, shown: Shown, sound: Bool[Tensor, " k"]) -> None:
+        """Takes what a share has shown of its tasks, and whether these can pass something on."""
+        T = len(self.period)
+        self.sound = _with(self.sound, own, sound)
+        for name, value in shown.options.items():
+            before = self.options.get(name, torch.full((T,), math.nan, dtype=value.dtype))
+            self.options[name] = _with(before, own, value)
+        if shown.outputs is not None:
+            if not self._outputs.numel():
+                self._outputs = shown.outputs.new_full((T, *shown.outputs.shape[1:]), math.nan)
+            self._outputs[own] = shown.outputs
+
+    def predict(self, rows: Int64[Tensor, " m"]) -> Float[Tensor, "T m C"]:
+        """Returns what the published copies give for some rows; NaN where a task has published none."""
+        assert self._rows is not None
+        place = torch.searchsorted(self._rows, rows).clamp_max(len(self._rows) - 1)
+        if not torch.equal(self._rows[place], rows):
+            raise RunError("transfer: the rule asked for predictions on sealed rows; they are for the estimate alone.")
+        return self._outputs[:, place]
+
+
+@final
+class _Going:
+    """Shares on their way from one meeting to the next."""
+
+    def __init__(
+        self,
+        apart: Apart,
+        engine: Engine,
+        job: Job,
+        rule: Rule,
+        progress: Progress,
+        epochs: int,
+        patience: int | None,
+        unsealed: Bool[Tensor, " N"],
+        listen: Listener,
+        checkpoints: Checkpoints | None,
+        cap: int | None,
+    ):
+        self._apart, self._engine, self._job, self._rule, self._progress = apart, engine, job, rule, progress
+        self._epochs, self._patience, self._unsealed, self._listen = epochs, patience, unsealed, listen
+        self._checkpoints, self._cap = checkpoints, epochs if cap is None else cap
+        self._shares = range(len(apart.tasks))
+        self._asked: dict[Handle, Callable[[Any], None]] = {}  # what is done with the answer
+        self._ended = [progress.period] * len(self._shares)
+        self._begun = list(self._ended)
+        self._until, self._over = epochs, False  # where they meet; whether that is for the last time
+        self._met = -LEAD if progress.period == 0 else progress.period
+        # By period, until all shares have ended it: what each has told of it, and what was transferred.
+        self._lived: dict[int, dict[int, tuple[Lived, bool]]] = {}
+        self._transfers: dict[int, list[Event]] = {}
+        self._told, self._since, self._planned = progress.period, time.perf_counter(), 0.0
+        self._rows = unsealed.nonzero().flatten() if {*rule.needs} and self._exchanging() else None
+        self._known = _Known(job, self._rows)
+        self._targets = open_targets(job, unsealed)
+
+    def go(self) -> None:
+        """Trains until all shares have met for the last time."""
+        if self._progress.period and self._exchanging():  # what others may learn from until it has ended another
+            asked = [self._apart.transport.ask(share, show, self._rows) for share in self._shares]
+            for share, shown in enumerate(self._apart.transport.get(asked)):
+                self._publish(share, shown, shown.sound)
+        over = False
+        while not over:
+            self._go_on()
+            while self._asked:
+                handle = self._apart.transport.first([*self._asked])
+                (answer,) = self._apart.transport.get([handle])
+                self._asked.pop(handle)(answer)
+            over = self._meet()
+
+    def _go_on(self) -> None:
+        """Has shares begin their next period that wait for nothing, and are not too far ahead."""
+        for share in self._shares:
+            waits = self._begun[share] > self._ended[share] or self._ended[share] == self._until
+            if waits or self._ended[share] - min(self._ended) >= LEAD:
+                continue
+            self._begun[share] += 1
+            own = self._apart.tasks[share]
+            asked = self._apart.transport.ask(share, live, self._begun[share], self._progress.best[own], self._rows)
+            self._asked[asked] = partial(self._note, share)
+
+    def _note(self, share: int, lived: Lived) -> None:
+        """Notes what a share has done in a period, and has it transfer what is due."""
+        progress, own, period = self._progress, self._apart.tasks[share], self._begun[share]
+        progress.note_scores(own, lived.scores, lived.improved, self._job.better)
+        self._known.train_loss = _with(self._known.train_loss, own, lived.train_loss.double())
+        self._known.improved = _with(self._known.improved, own, lived.improved)
+        worn_out = self._patience is not None and bool((progress.stale[own] >= self._patience).all())
+        untold = replace(lived, shown=replace(lived.shown, outputs=None))  # which would take much for so long
+        self._lived.setdefault(period, {})[share] = untold, worn_out
+        for message in lived.notes:
+            self._listen({"event": "note", "message": message, "period": period})
+        self._publish(share, lived.shown, lived.shown.sound & lived.train_loss.isfinite())
+        if self._job.tasks > 1 and period < self._epochs and not self._over and self._rule.due(period, self._epochs):
+            self._plan(share)
+        else:
+            self._end(share)
+
+    def _publish(self, share: int, shown: Shown, sound: Bool[Tensor, " k"]) -> None:
+        known, own = self._known, self._apart.tasks[share]
+        known.hear(own, shown, sound)
+        known.moving[share] = shown.moving
+        known.period = _with(known.period, own, torch.full_like(known.period[own], self._begun[share]))
+        known.exposed = Ledger(_with(known.exposed.exposed, own, self._progress.ledger.exposed[own]))
+        if self._exchanging():
+            known.snapshots |= self._apart.publish(share, shown.moving)
+
+    def _exchanging(self) -> bool:
+        """Whether there is a transfer to come, of any share."""
+        left = range(min(self._ended) + 1, self._epochs)
+        return self._job.tasks > 1 and any(self._rule.due(period, self._epochs) for period in left)
+
+    # -- transfers -----------------------------------------------------------------------------------------------------
+
+    def _plan(self, share: int) -> None:
+        """Has the rule plan, and the share's tasks try what is for them."""
+        began = time.perf_counter()
+        progress, rule, period = self._progress, self._rule, self._begun[share]
+        draws = random.generator(self._job.seed, "transfer", period)
+        plan, state = rule.plan(self._view(period), progress.rule, draws)
+        own = _mask(self._apart.tasks[share], self._job.tasks)
+        progress.rule = rule.merged(progress.rule, state, own)
+        attempt = None if plan is None else self._attempt(share, plan, own, state)
+        self._planned += time.perf_counter() - began
+        if attempt is None:
+            self._end(share)
+            return
+        asked = self._apart.consider(share, attempt.plan, period, attempt.donors)
+        if asked is None:
+            nobody = Outcome.nothing(int(own.sum()))
+            self._learn(attempt, nobody)
+        else:
+            self._asked[asked] = partial(self._learn, attempt)
+
+    def _attempt(self, share: int, plan: Plan, own: Bool[Tensor, " T"], state: State) -> _Try:
+        """What of a plan is for a share, but for tasks that are to learn from one that has published nothing yet."""
+        known = self._known
+        check_rows(self._rule, plan, self._unsealed)
+        published, everyone = known.period >= 0, torch.ones_like(own)
+        left = plan.only(own, published)
+        donors = left.lineage(everyone).any(0).nonzero().flatten().tolist()
+        learn = own & ~(plan.lineage(everyone) & ~published).any(1)
+        return _Try(
+            share,
+            left,
+            learn,
+            state,
+            known.exposed,
+            self._begun[share] - known.period,
+            {donor: known.snapshots[donor] for donor in donors},
+            known.moving[share],
+        )
+
+    def _learn(self, attempt: _Try, outcome: Outcome) -> None:
+        """Notes what became of a plan, and has the share do the rest of it."""
+        progress, rule, share, plan = self._progress, self._rule, attempt.share, attempt.plan
+        own, period, among = self._apart.tasks[share], self._begun[attempt.share], Outcome.nothing(self._job.tasks)
+        among.accepted[own], among.before[own], among.after[own] = outcome.accepted, outcome.before, outcome.after
+        progress.rule = rule.merged(progress.rule, rule.learn(plan, among, attempt.state), attempt.learn)
+        # The share's own rows are in the ledger of the copies as they are now: it has published in this very period.
+        everyone = torch.ones_like(attempt.learn)
+        after = attempt.exposed.after(plan.lineage(among.accepted), everyone, plan.taught_rows())
+        progress.ledger = Ledger(_with(progress.ledger.exposed, own, after.exposed[own]))
+        progress.note_moves(plan, among)
+        moves = [{**move, "ages": attempt.ages[[*move["donors"]]].tolist()} for move in logged(plan, among, self._job)]
+        if moves:
+            event = {"event": "transfer", "period": period, "rule": rule.name, "transfers": moves}
+            noted = event if plan.note is None else {**event, "note": plan.note}
+            self._transfers.setdefault(period, []).append(noted)
+        asked = self._apart.follow(share, plan, period, attempt.donors, among.accepted, attempt.moving)
+        self._apart.transport.count()
+        if asked:
+            self._asked[asked[-1]] = lambda _: self._end(share)
+        else:
+            self._end(share)
+
+    def _view(self, period: int) -> View:
+        progress, known, needs = self._progress, self._known, self._rule.needs
+        return View(
+            period=period,
+            epochs=self._epochs,
+            metric=progress.scores[:, 0],
+            loss=progress.scores[:, 1],
+            train_loss=known.train_loss,
+            sound=known.sound,
+            improved=known.improved,
+            validation=self._job.validation,
+            exposed=known.exposed.exposed,
+            unsealed=self._unsealed,
+            targets=self._targets,
+            options=dict(known.options),
+            classes=self._job.objective.classes,
+            predict=known.predict if "predictions" in needs else None,
+            losses=partial(open_losses, self._losses, self._unsealed) if "losses" in needs else None,
+        )
+
+    def _losses(self, rows: Int64[Tensor, " m"]) -> Float[Tensor, "T m"]:
+        targets = self._job.targets[rows]
+        return torch.stack([self._job.objective.row_losses(own, targets) for own in self._known.predict(rows)])
+
+    # -- what all have done --------------------------------------------------------------------------------------------
+
+    def _end(self, share: int) -> None:
+        """A share has done all of a period."""
+        self._ended[share] = self._begun[share]
+        while self._told < min(self._ended):
+            self._tell()
+        if self._until == self._epochs and self._due():
+            self._until = max(self._begun)
+        self._go_on()
+
+    def _tell(self) -> None:
+        """Tells of a period that all have done."""
+        self._told += 1
+        progress, now = self._progress, time.perf_counter()
+        found = self._lived.pop(self._told)
+        lived = [found[share][0] for share in self._shares]
+        spent, self._since = now - self._since, now
+        progress.wall_seconds += spent
+        progress.transfer_seconds += self._planned
+        progress.train_seconds += spent - self._planned
+        progress.steps += max(one.steps for one in lived)
+        self._planned = 0.0
+        self._listen(
+            period_event(
+                self._job,
+                self._told,
+                self._cap,
+                torch.cat([one.train_loss for one in lived]),
+                torch.cat([one.scores for one in lived]),
+                torch.cat([one.improved for one in lived]),
+                torch.cat([one.rates for one in lived]),
+                spent,
+            )
+        )
+        for event in self._transfers.pop(self._told, []):
+            self._listen(event)
+        if all(worn_out for _, worn_out in found.values()):
+            self._until, self._over = max(self._begun), True
+
+    def _due(self) -> bool:
+        far = min(self._ended) - self._met >= LEAD
+        return self._checkpoints is not None and far and self._checkpoints.due()
+
+    def _meet(self) -> bool:
+        """All have ended the same period: writes a checkpoint; returns whether it was the last."""
+        progress = self._progress
+        progress.period = self._apart.period = self._met = self._until
+        tell_of_notes(self._engine, self._listen, progress.period)
+        last = progress.period == self._epochs or self._over
+        if self._checkpoints is not None:
+            began = time.perf_counter()
+            progress.save(self._engine, self._checkpoints)
+            progress.wall_seconds += time.perf_counter() - began  # the next checkpoint has it
+            self._since = time.perf_counter()
+        self._until = self._epochs
+        return last
+
+
+def _with(before: Tensor, own: slice, new: Tensor) -> Tensor:
+    """A tensor of all tasks with other rows for some; the one before stays, and who was given it keeps it."""
+    after = before.clone()
+    after[own] = new
+    return after
+
+
+def _mask(tasks: slice, total: int) -> Bool[Tensor, " T"]:
+    return _with(torch.zeros(total, dtype=torch.bool), tasks, torch.ones(tasks.stop - tasks.start, dtype=torch.bool))
