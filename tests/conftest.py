@@ -26,6 +26,28 @@ def _global_random_state_is_left_alone():
 
 
 @pytest.fixture
+def context():
+    """What a method's start is told, of a task with four rows of three classes."""
+    from kinfold.methods import Batch, Context
+    from kinfold.methods.base import Model
+
+    y = torch.tensor([0, 1, 2, 1])
+    module = torch.nn.Module()
+    return Context(
+        model=Model.of(module),
+        rows=torch.arange(4),
+        count=4,
+        read=lambda rows: Batch(torch.ones(len(rows), 2), y[rows], rows, 3),
+        loss=lambda model, batch: torch.zeros(()),
+        classes=3,
+        periods=2,
+        steps=1,
+        batch_size=4,
+        key=torch.tensor(0),
+    )
+
+
+@pytest.fixture
 def measurements():
     """Writes the tables that the documentation speaks of, with and without the column to predict."""
 

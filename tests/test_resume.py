@@ -19,7 +19,7 @@ from kinfold.assembling import fingerprint
 from kinfold.checkpoint import Checkpoints
 from kinfold.data import read, weighted
 from kinfold.errors import InputError
-from kinfold.methods.base import Batch, Inner, Method, Model, Params, State, ValueAndGrad
+from kinfold.methods.base import Batch, Context, Inner, Method, Model, Params, State, ValueAndGrad
 from kinfold.transfer import (
     AMTO,
     PAPA,
@@ -54,7 +54,7 @@ class StoppedError(Exception):
 class Averaged(Method):
     """Enters every stage with state of every kind; the two averages drift unless both are put back."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         averages = {f"average/{name}": value.clone() for name, value in params.items()}
         return averages | {"steps": torch.zeros((), dtype=torch.int64), "score": torch.zeros(2)}
 

@@ -26,6 +26,8 @@ from kinfold.errors import InputError, unknown
 from kinfold.finishing import Remaining
 from kinfold.importing import require_part
 from kinfold.methods import METHODS, Method
+from kinfold.methods.base import overrides
+from kinfold.methods.chain import name_of
 from kinfold.models import Rescaled, StandardisedMSE, factory, moments, sized
 from kinfold.parts import KIND_OF_LOSS, KIND_OF_METRIC, LOSSES, METRICS, optimizer_maker, scheduler_maker
 from kinfold.recipes import recipe
@@ -146,6 +148,8 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
             f"candidates: with transfer {rule.name!r} its student is handed back, whatever they score; leave them out, "
             "or choose another rule, such as papa."
         )
+    methods = _several("methods", parts["methods"], METHODS, Method)
+    _check_candidates(also, methods)
     trackers = tuple(tracker for one in also if (tracker := one.tracker(stages[-1])) is not None)
     precision = given["precision"]
     structure, objective = _objective(parts["model"], prepared, given["loss"], given["metric"], where, precision)
@@ -158,7 +162,7 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
         objective=objective,
         optimizer=optimizer_maker(parts["optimizer"]),
         scheduler=scheduler_maker(parts["scheduler"], stages[0], length=epochs),
-        methods=(*_several("methods", parts["methods"], METHODS, Method), *trackers),
+        methods=(*methods, *trackers),
         batch_size=batch_size,
         accumulate=given["accumulate"],
         clip_norm=_clip_norm(parts["clip_norm"]),
@@ -168,9 +172,20 @@ def assemble(given: Mapping[str, Any]) -> Assembled:
         device=where,
         precision=precision,
         weights=None if dataset.weights is None else torch.from_numpy(dataset.weights),
+        periods=stages[-1],
     )
     scheduler = partial(scheduler_maker, parts["scheduler"], length=epochs)
     return Assembled(prepared, job, Remaining(rule, also, epochs, stages, scheduler), config, told)
+
+
+def _check_candidates(also: Sequence[Candidate], methods: Sequence[Method]) -> None:
+    """Checks that what candidates put together are whole models, which some methods' parameters are not."""
+    for method in methods:
+        if also and (overrides(method, "weights") or overrides(method, "rebuild")):
+            raise InputError(
+                f"candidates: {also[0].name!r} would average what {name_of(method)} masks, quantises or cuts; leave "
+                "one of them out."
+            )
 
 
 @dataclass(frozen=True)

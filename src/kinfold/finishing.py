@@ -18,6 +18,7 @@ from kinfold.candidates import Candidate, Finished, Kind
 from kinfold.checkpoint import Checkpoints
 from kinfold.data.base import Dataset, Encoder, Label
 from kinfold.engines import Engine, Job
+from kinfold.methods.base import overrides
 from kinfold.result import Contender, Result, Scores, Selected, Source, Target, Transfers, model_outputs
 from kinfold.run import Event, Listener, Progress, open_losses, open_targets
 from kinfold.selection import Diagnostics, Estimate, diagnose, estimate, exposed_share, overall, select
@@ -142,6 +143,7 @@ def finish(
         stopped=stopped,
         source=Source(dataset.name, len(splits), int(splits.sealed.sum()), progress.data),
         diagnostics=diagnostics,
+        rebuilt=any(overrides(method, "rebuild") for method in job.methods),
     )
 
 

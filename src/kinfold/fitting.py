@@ -123,7 +123,8 @@ def fit(
         transfer: what tasks learn from each other, or teach a student of theirs in the end: `distil`, `amto`,
             `teach`, `papa`, `none` … (docs/rules.md), or a rule. Several act together as
             `teach+papa`, or as a list: `["teach", {"name": "papa", "alpha": 0.98}]`.
-        methods: training methods, one or several in order: `label_smoothing`, `mixup`, `crop_flip_cutout`, or objects.
+        methods: training methods, one or several in order: names of `kinfold.methods.METHODS`, such as `mixup` and
+            `sam`, or objects.
         candidates: what may be handed back besides the tasks' own models, one or several: `soup`, `greedy-soup`,
             `ema`, `swa`, or objects. Picked, like these, by the scores on all validation sets; so not beside a rule
             that hands back a student of its own, as `distil` does.

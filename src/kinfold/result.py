@@ -25,6 +25,7 @@ from kinfold.errors import InputError, unknown
 from kinfold.exporting import MODEL_CARD, Finished, export, model_card
 from kinfold.importing import one_line, only_parts
 from kinfold.models import Rescaled, factory, sized, untrained
+from kinfold.models.resizing import resize
 from kinfold.report import picked_words, write_report
 from kinfold.selection import Diagnostics, Estimate
 from kinfold.selection.estimate import calibration_bins
@@ -174,6 +175,7 @@ class Result:
         source: what the model was trained on.
         diagnostics: the selected model's outputs on the sealed rows, in figures; None for runs that did not keep them.
         untrusted: the directory that it was loaded from, unless that is trusted: what it names is not imported.
+        rebuilt: whether a method handed out a module with layers of other sizes than the structure has.
     """
 
     model: nn.Module
@@ -195,6 +197,7 @@ class Result:
     source: Source
     diagnostics: Diagnostics | None = None
     untrusted: str | None = None
+    rebuilt: bool = False
 
     def predict(self, x: Any) -> Shaped[np.ndarray, "N *K"]:
         """Returns the predicted classes as the user wrote them, or the predicted values.
@@ -366,6 +369,8 @@ class Result:
             "encoder": self.encoder.spec(),
             "source": asdict(self.source),
         }
+        if self.rebuilt:
+            about["rebuilt"] = True
         return Finished(
             model=self.model,
             encoder=self.encoder,
@@ -539,6 +544,8 @@ def _loaded(path: Path, model: nn.Module | Callable[..., nn.Module] | None, trus
         materialise([model], torch.zeros(2, *encoder.input_shape), seed=0)
         if about["rescaled"] and not isinstance(model, Rescaled):
             model = Rescaled(model, torch.zeros(target.outputs), torch.ones(target.outputs))
+        if about.get("rebuilt", False):
+            resize(model, tensors)
         scores, transfers = said["scores"], said["transfers"]
         result = Result(
             model=_filled(model, tensors),
@@ -563,6 +570,7 @@ def _loaded(path: Path, model: nn.Module | Callable[..., nn.Module] | None, trus
             source=Source(**about["source"]) if "source" in about else _unnamed(config, splits),
             diagnostics=None if said.get("diagnostics") is None else Diagnostics(**said["diagnostics"]),
             untrusted=None if trust else str(path),
+            rebuilt=about.get("rebuilt", False),
         )
     except InputError:
         raise

@@ -91,6 +91,7 @@ def train_student(
             validation=torch.zeros_like(rows[None]),
             optimizer=job.optimizer if callable(job.optimizer) else job.optimizer[0],
             scheduler=scheduler,
+            periods=epochs,
             methods=(*job.methods, *watching),
             seed=random.seed_of(job.seed, *words),
         )

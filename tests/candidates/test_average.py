@@ -26,9 +26,9 @@ def theta(*values: float) -> dict[str, Tensor]:
     return {"w": torch.tensor(values, dtype=torch.float64)}
 
 
-def steps(tracker: Method, *way: float) -> list[float]:
+def steps(tracker: Method, *way: float, context: Any) -> list[float]:
     """The average after each step of a way, of which the first is the start."""
-    state, averages = tracker.start(theta(way[0])), []
+    state, averages = tracker.start(theta(way[0]), context), []
     for value in way[1:]:
         params, state = tracker.after_step(theta(value), state)
         assert torch.equal(params["w"], theta(value)["w"])  # it only watches
@@ -36,9 +36,9 @@ def steps(tracker: Method, *way: float) -> list[float]:
     return averages
 
 
-def periods(tracker: Method, *way: float) -> list[float]:
+def periods(tracker: Method, *way: float, context: Any) -> list[float]:
     """The same, after each period."""
-    state, averages = tracker.start(theta(way[0])), []
+    state, averages = tracker.start(theta(way[0]), context), []
     for value in way[1:]:
         params, state = tracker.period_end(theta(value), state, torch.tensor([0.5, 1.0]))
         assert torch.equal(params["w"], theta(value)["w"])
@@ -46,46 +46,50 @@ def periods(tracker: Method, *way: float) -> list[float]:
     return averages
 
 
-def test_the_exponential_average_by_hand() -> None:
+def test_the_exponential_average_by_hand(context: Any) -> None:
     """From 1 by 2, 5 and 5: d is 2/11, 3/12 and 4/13 while it warms up, and then what was asked for."""
     first = 2 / 11 * 1 + 9 / 11 * 2
     second = 3 / 12 * first + 9 / 12 * 5
-    assert steps(ExponentialAverage(0.99).tracker(1), 1, 2, 5, 5) == pytest.approx(
+    assert steps(ExponentialAverage(0.99).tracker(1), 1, 2, 5, 5, context=context) == pytest.approx(
         [first, second, 4 / 13 * second + 9 / 13 * 5], rel=1e-15
     )
     second = 0.2 * first + 0.8 * 5
-    assert steps(ExponentialAverage(0.2).tracker(1), 1, 2, 5, 5) == pytest.approx(
+    assert steps(ExponentialAverage(0.2).tracker(1), 1, 2, 5, 5, context=context) == pytest.approx(
         [first, second, 0.2 * second + 0.8 * 5], rel=1e-15
     )
-    assert steps(ExponentialAverage(0).tracker(1), 1, 2, 5) == [2, 5]
+    assert steps(ExponentialAverage(0).tracker(1), 1, 2, 5, context=context) == [2, 5]
 
 
-def test_the_exponential_average_does_not_count_periods() -> None:
+def test_the_exponential_average_does_not_count_periods(context: Any) -> None:
     tracker = ExponentialAverage().tracker(1)
-    state = tracker.start(theta(1.0))
+    state = tracker.start(theta(1.0), context)
     assert tracker.period_end(theta(9.0), state, torch.zeros(2))[1] is state
 
 
-def test_the_stochastic_average_by_hand() -> None:
+def test_the_stochastic_average_by_hand(context: Any) -> None:
     """The last quarter of eight periods is two of them; before these it is where the task stands."""
     way = [1, 2, 3, 4, 5, 6, 7, 10, 20]
-    assert periods(StochasticAverage(0.25).tracker(8), *way) == [2, 3, 4, 5, 6, 7, 10, 15]
-    assert periods(StochasticAverage(1).tracker(4), 0, 2, 4, 9, 1) == pytest.approx([2, 3, 5, 4], rel=1e-15)
-    assert periods(StochasticAverage(0.01).tracker(3), 0, 2, 4, 9) == [2, 4, 9]
+    assert periods(StochasticAverage(0.25).tracker(8), *way, context=context) == [2, 3, 4, 5, 6, 7, 10, 15]
+    assert periods(StochasticAverage(1).tracker(4), 0, 2, 4, 9, 1, context=context) == pytest.approx(
+        [2, 3, 5, 4], rel=1e-15
+    )
+    assert periods(StochasticAverage(0.01).tracker(3), 0, 2, 4, 9, context=context) == [2, 4, 9]
 
 
 @pytest.mark.parametrize(
     ("last", "epochs", "counted"),
     [(0.25, 8, 2), (0.25, 10, 3), (0.25, 1, 1), (0.1, 30, 3), (0.07, 100, 7), (1.0, 6, 6)],
 )
-def test_how_many_periods_enter_the_mean(last: float, epochs: int, counted: int) -> None:
+def test_how_many_periods_enter_the_mean(last: float, epochs: int, counted: int, context: Any) -> None:
     way = [float(period**2) for period in range(epochs + 1)]
-    assert periods(StochasticAverage(last).tracker(epochs), *way)[-1] == pytest.approx(sum(way[-counted:]) / counted)
+    assert periods(StochasticAverage(last).tracker(epochs), *way, context=context)[-1] == pytest.approx(
+        sum(way[-counted:]) / counted
+    )
 
 
-def test_steps_do_not_move_the_stochastic_average() -> None:
+def test_steps_do_not_move_the_stochastic_average(context: Any) -> None:
     tracker = StochasticAverage().tracker(4)
-    state = tracker.start(theta(1.0))
+    state = tracker.start(theta(1.0), context)
     assert tracker.after_step(theta(9.0), state)[1] is state
 
 
@@ -109,7 +113,7 @@ def values_of(engine: Engine) -> dict[str, Tensor]:
 
 
 @EVERY
-def test_averages_along_the_way_of_an_engine(lab: Any, make: Any) -> None:
+def test_averages_along_the_way_of_an_engine(lab: Any, make: Any, context: Any) -> None:
     """Watched step by step and period by period, of every task; and nothing of the training is changed."""
     trackers = (ExponentialAverage(0.5).tracker(3), StochasticAverage(0.5).tracker(3))
     job = lab.make_job(methods=trackers)
@@ -135,7 +139,7 @@ def test_averages_along_the_way_of_an_engine(lab: Any, make: Any) -> None:
 
 
 @EVERY
-def test_accumulated_batches_are_one_step(lab: Any, make: Any) -> None:
+def test_accumulated_batches_are_one_step(lab: Any, make: Any, context: Any) -> None:
     job = lab.make_job(methods=(ExponentialAverage().tracker(1),), accumulate=2)
     engine = make(job)
     engine.train(Segment(1))

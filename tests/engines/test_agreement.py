@@ -17,7 +17,7 @@ from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
 from kinfold.methods import CropFlipCutout, LabelSmoothing, Mixup
-from kinfold.methods.base import Batch, Inner, Method, Model, Params, State, ValueAndGrad
+from kinfold.methods.base import Batch, Context, Inner, Method, Model, Params, State, ValueAndGrad
 from kinfold.transfer import (
     AMTO,
     PAPA,
@@ -45,7 +45,7 @@ EAGER = AMTO(p_low=1.0, p_high=1.0)  # tries at every transfer point
 class Everything(Method):
     """Enters every stage, with state made of tensors: noise, a penalty, SAM, momentum of its own, an average."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         averages = {f"average/{name}": value.clone() for name, value in params.items()}
         return averages | {"steps": torch.zeros((), dtype=torch.int64), "score": torch.zeros(2, dtype=torch.float64)}
 
@@ -89,7 +89,7 @@ class Everything(Method):
 class KeepsBefore(Method):
     """Hands the parameters themselves back as state: what moves later must not move with them."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         return {name: value.clone() for name, value in params.items()}
 
     def before_step(self, params: Params, grads: Params, state: State) -> tuple[Params, State]:

@@ -17,7 +17,7 @@ from kinfold.engines.captured import Graph, MakeGraph, Pass
 from kinfold.engines.local import LocalEngine, take_turns
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
-from kinfold.methods.base import Batch, Inner, Method, Model, Params, State
+from kinfold.methods.base import Batch, Context, Inner, Method, Model, Params, State
 from kinfold.tasks.order import Segment
 from kinfold.transfer import PAPA, Plan, Teach, TeachRule, Together
 
@@ -61,7 +61,7 @@ class Noisy(nn.Module):
 class Stateful(Method):
     """Draws by keys, reads its state in the loss, and changes it after the step."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         return {f"average/{name}": value.clone() for name, value in params.items()}
 
     def batch(self, batch: Batch, state: State, key: Tensor) -> Batch:
@@ -78,10 +78,30 @@ class Stateful(Method):
         return params, {key: 0.9 * old + 0.1 * params[key.partition("/")[2]] for key, old in state.items()}
 
 
+class Counting(Method):
+    """New state comes out of the pass itself."""
+
+    def start(self, params: Params, context: Context) -> State:
+        zero = torch.zeros((), dtype=torch.float64)
+        return {"passes": zero, "norm": zero.clone(), "train/shift": zero.clone(), "grad/shift": zero.clone()}
+
+    def loss(self, inner: Inner, model: Model, batch: Batch, state: State, key: Tensor) -> tuple[Tensor, State]:
+        shifted = (model(batch.x) * state["train/shift"] - 1.0).square().mean()
+        return inner(model, batch) * (1 + 0.01 * state["passes"]) + shifted, {"passes": state["passes"] + 1}
+
+    def gradients(self, value_and_grad: Any, params: Params, state: State, key: Tensor) -> Any:
+        value, grads = value_and_grad(params)
+        return value, grads, {"norm": 0.5 * state["norm"] + grads["0.bias"].norm()}
+
+    def after_step(self, params: Params, state: State) -> tuple[Params, State]:
+        return params, state | {"train/shift": state["train/shift"] - 0.1 * state["grad/shift"]}
+
+
 LESSONS = Together((TeachRule(cool=2.0), PAPA(steps=3)))
 CASES: dict[str, dict[str, Any]] = {
     "draws": {"model": Noisy, "optimizer": partial(torch.optim.AdamW, lr=0.01)},
     "methods": {"methods": (Stateful(),)},
+    "state out of the pass": {"methods": (Counting(),)},
     "unequal, accumulated": {"sizes": (44, 31, 44), "accumulate": 3, "clip_norm": 0.5, "model": Noisy},
 }
 

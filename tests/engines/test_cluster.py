@@ -28,7 +28,7 @@ from kinfold.engines import Engine, Job, choose, choose_engine
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.errors import InputError, RunError
-from kinfold.methods.base import Method, Params, State
+from kinfold.methods.base import Context, Method, Params, State
 from kinfold.run import Progress, run
 from kinfold.tasks.order import Segment
 from kinfold.transfer import AMTO, PAPA, Mix, PAPAAll, Plan, Rule, TeachRule, Together
@@ -344,7 +344,7 @@ class Fails(Method):
 
     how: Callable[[], Any]
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         return {"steps": torch.zeros((), dtype=torch.int64)}
 
     def draw(self, order: Tensor, state: State, key: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from kinfold.engines.devices import Devices
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.errors import InputError, RunError
-from kinfold.methods.base import Method, Params, State
+from kinfold.methods.base import Context, Method, Params, State
 from kinfold.tasks.order import Segment
 from kinfold.transfer import AMTO, PAPA, Elastic, Mix, Plan, Restart, Rule, TeachRule, Together, Tune, View
 
@@ -28,7 +28,7 @@ ADAM = partial(torch.optim.Adam, lr=0.01)
 class Averaged(Method):
     """An average that transfers move along, that is scored, and that a period's end changes."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         return {f"average/{name}": value.clone() for name, value in params.items()}
 
     def draw(self, order: Tensor, state: State, key: Tensor) -> Tensor:

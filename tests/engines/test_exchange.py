@@ -19,7 +19,7 @@ from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.sharing import joined_states, start_share, state_of_tasks
 from kinfold.engines.vectorised import Vectorised
-from kinfold.methods.base import Method, Params, State
+from kinfold.methods.base import Context, Method, Params, State
 from kinfold.tasks.order import Segment
 from kinfold.transfer import (
     AMTO,
@@ -44,7 +44,7 @@ SHARES = [[slice(0, 3), slice(3, 6)], [slice(0, 1), slice(1, 3), slice(3, 6)]]
 class Averaging(Method):
     """Scores a running mean of the parameters, and counts its steps."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         averages = {f"mean/{name}": value.clone() for name, value in params.items()}
         return {**averages, "steps": torch.zeros((), dtype=torch.int64)}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.errors import InputError, RunError
-from kinfold.methods.base import Batch, Inner, Method, Model, Params, State, ValueAndGrad
+from kinfold.methods.base import Batch, Context, Inner, Method, Model, Params, State, ValueAndGrad
 from kinfold.tasks.order import Segment
 from kinfold.tasks.update import Updater
 from kinfold.transfer import Cross, Mix, Plan, Rule, Teach, View
@@ -124,7 +124,7 @@ def test_what_a_model_draws_differs_between_periods_and_tasks(lab: SimpleNamespa
 class Averaged(Method):
     """Scores an exponential average of the parameters."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         return {f"average/{name}": value.clone() for name, value in params.items()}
 
     def after_step(self, params: Params, state: State) -> tuple[Params, State]:

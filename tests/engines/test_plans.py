@@ -15,7 +15,7 @@ from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
-from kinfold.methods.base import Method, Params, State
+from kinfold.methods.base import Context, Method, Params, State
 from kinfold.tasks.order import Segment, row_orders
 from kinfold.tasks.state import export_module
 from kinfold.transfer import (
@@ -269,7 +269,7 @@ def test_tune(lab: SimpleNamespace, make: Any) -> None:
 class Anchored(Method):
     """Holds the start, and counts the steps since."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         return {"steps": torch.zeros((), dtype=torch.int64)} | {name: value.clone() for name, value in params.items()}
 
     def after_step(self, params: Params, state: State) -> tuple[Params, State]:
@@ -314,7 +314,7 @@ def test_a_trial_scores_what_would_be_scored_after_it(lab: SimpleNamespace, make
 class Stamped(Method):
     """Exports what it knew of the period of the snapshot."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         return {"period": torch.zeros((), dtype=torch.float64)}
 
     def period_end(self, params: Params, state: State, score: Tensor) -> tuple[Params, State]:

@@ -26,7 +26,7 @@ from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
 from kinfold.errors import InputError, RunError
-from kinfold.methods.base import Method, Params, State
+from kinfold.methods.base import Context, Method, Params, State
 from kinfold.tasks.order import Segment
 from kinfold.transfer import AMTO, PAPA, Plan, Rule, Teach, TeachRule, Together, Tune, View
 
@@ -43,7 +43,7 @@ def _no_worker_outlives_its_engine() -> Iterator[None]:
 class Averaged(Method):
     """An average that transfers move along, and that is scored."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         return {f"average/{name}": value.clone() for name, value in params.items()}
 
     def after_step(self, params: Params, state: State) -> tuple[Params, State]:
@@ -192,7 +192,7 @@ class Fails(Method):
 
     how: Callable[[], Any]
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
         return {"periods": torch.zeros((), dtype=torch.int64), "seed": next(iter(params.values())).sum()}
 
     def draw(self, order: Tensor, state: State, key: Tensor) -> Tensor:

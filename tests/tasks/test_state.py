@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from kinfold.errors import InputError
+from kinfold.methods.model import forward
 from kinfold.random import seeded_everywhere
-from kinfold.tasks.state import build_starts, export_module, forward, materialise, stack_models
+from kinfold.tasks.state import build_starts, export_module, materialise, stack_models
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from kinfold.candidates.base import Built, Candidate, Finished, measure_batch_norm
 from kinfold.engines import Job
 from kinfold.errors import InputError
-from kinfold.methods.base import Method, Params, State
+from kinfold.methods.base import Context, Method, Params, State
+from kinfold.methods.ema import check_decay, exponential_step, start_average, towards
 
 
 @final
@@ -39,8 +40,7 @@ class ExponentialAverage(Candidate):
     decay: float | int = 0.99
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.decay < 1.0:
-            raise InputError(f"ema: decay is {self.decay!r}; give a number from 0 to below 1.")
+        check_decay("ema", self.decay)
 
     def tracker(self, epochs: int) -> Method:
         del epochs
@@ -86,14 +86,12 @@ class StochasticAverage(Candidate):
 class _Exponential(Method):
     decay: float | int
 
-    def start(self, params: Params) -> State:
-        count = next(iter(params.values())).new_zeros(())
-        return {"count": count, **{f"average/{name}": value.clone() for name, value in params.items()}}
+    def start(self, params: Params, context: Context) -> State:
+        del context
+        return start_average(params)
 
     def after_step(self, params: Params, state: State) -> tuple[Params, State]:
-        count = state["count"] + 1
-        decay = ((1 + count) / (10 + count)).clamp_max(self.decay)
-        return params, {"count": count, **_towards(params, state, 1 - decay)}
+        return params, exponential_step(params, state, self.decay)
 
 
 @final
@@ -101,10 +99,10 @@ class _Exponential(Method):
 class _Stochastic(Method):
     first: int
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
+        del context
         zero = next(iter(params.values())).new_zeros(())
-        averages = {f"average/{name}": value.clone() for name, value in params.items()}
-        return {"period": zero, "count": zero.clone(), **averages}
+        return {"period": zero, **start_average(params)}
 
     def period_end(self, params: Params, state: State, score: Float[Tensor, " 2"]) -> tuple[Params, State]:
         del score
@@ -113,16 +111,7 @@ class _Stochastic(Method):
         count = state["count"] + counts
         # Before the first that counts, the average is the present parameters: a run may stop by patience.
         share = torch.where(counts > 0, 1 / count.clamp_min(1), 1.0)
-        return params, {"period": period, "count": count, **_towards(params, state, share)}
-
-
-def _towards(params: Params, state: State, share: Float[Tensor, ""]) -> Params:
-    """The averages, moved towards the parameters by a share of the way."""
-    averages = {name: state[f"average/{name}"] for name in params}
-    return {
-        f"average/{name}": average + share.to(average.dtype) * (params[name] - average)
-        for name, average in averages.items()
-    }
+        return params, {"period": period, "count": count, **towards(params, state, share)}
 
 
 def averaged_model(

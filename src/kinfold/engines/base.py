@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kinfold.data.base import Inputs
 from kinfold.methods.base import Method
+from kinfold.methods.chain import check_chain
 from kinfold.tasks.objective import Objective
 from kinfold.tasks.order import Segment
 from kinfold.tasks.update import MakeOptimizer, MakeScheduler
@@ -48,6 +49,7 @@ class Job:
         device: where the tasks live.
         precision: `bf16` keeps parameters in float32 and computes the forward pass under autocast.
         weights: [N] how much each row counts in losses and scores, or None where all count alike.
+        periods: that each task is to take at most, for methods that plan ahead.
         channels_last: whether the weights of convolutions over images lie with their channels innermost: from there
             on, convolutions give outputs that do. The numbers are the same, to rounding.
     """
@@ -70,7 +72,11 @@ class Job:
     device: torch.device = _CPU
     precision: Precision = "float32"
     weights: Float[Tensor, " N"] | None = None
+    periods: int = 1
     channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        check_chain(self.methods)
 
     @property
     def tasks(self) -> int:

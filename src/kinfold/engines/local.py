@@ -6,6 +6,7 @@ Legend: T tasks, k some of them, N rows, m rows asked for, B batch, C classes or
 import abc
 import bisect
 import contextlib
+import copy
 import dataclasses
 import gc
 import hashlib
@@ -34,28 +35,20 @@ from kinfold.engines.recording import Gradients, recorder_of
 from kinfold.engines.seen import Seen
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
-from kinfold.methods.base import (
-    Batch,
-    Inner,
-    Method,
-    Model,
-    Params,
-    Rows,
-    State,
-    ValueAndGrad,
-    overrides,
-)
+from kinfold.methods.base import OWN, Batch, Context, Inner, Params, Rows, State, overrides
+from kinfold.methods.chain import Chain, Network, buffers_of, check_state, news_of
+from kinfold.methods.model import Model, Passed, forward
 from kinfold.placing import placed
 from kinfold.processes import using_threads
 from kinfold.selection.better import better
 from kinfold.tasks.order import Segment, row_orders, steps_in
-from kinfold.tasks.state import Some, TaskStack, build_starts, export_module, forward, materialise, stack_models
+from kinfold.tasks.state import Some, TaskStack, build_starts, export_module, materialise, stack_models
 from kinfold.tasks.update import MakeScheduler, Updater, clip_rows
 from kinfold.transfer.base import Outcome, Plan
 from kinfold.transfer.changes import Elastic, Restart, Teach, Tune
 
 LossOfOne: TypeAlias = Callable[[Params], tuple[Tensor, Params]]
-"""From one task's parameters to (its loss, its buffers after the pass)."""
+"""From what is differentiated of one task to (its loss, what has come of the pass)."""
 
 Advance: TypeAlias = tuple[Float[Tensor, " k"], Float[Tensor, " k"]]
 """(sums of the tasks' losses, on their device; how many batches these were of)."""
@@ -66,6 +59,8 @@ Kept: TypeAlias = Callable[[], None]
 Result = TypeVar("Result")
 
 _DRAWING = ("batch", "loss", "gradients")  # the stages that get a key in every step
+_REBUILT = 1e-4  # greatest difference of a rebuilt module's outputs, relative to the greatest of them
+_STEPPING = ("before_step", "update", "after_step")  # those around the optimizer's step
 UNRECORDED = 32  # first steps of a task: to record one takes as long as a hundred small ones, and a run may be short
 _STRETCHES = 16  # into so many a period may be cut by tasks that end, for the steps of each to be recorded
 _RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets all take part
@@ -79,8 +74,10 @@ class LocalEngine(Engine):
         job: what to train.
         stack: the tasks' models, trained where they lie; default drawn anew.
         first: number of the job's first task, by which its draws are keyed, where it has a share of more tasks.
+        states: the methods' states, [T, …] each, which stay where they are; default those before the first step.
 
     Attributes:
+        chain: the job's methods.
         threads: of a CPU, that train; None for as many as torch is set to.
         together: how many tasks go through a pass at once, at most, where they do at all.
         goes_back: whether a segment of the first periods for which memory runs out is taken back, to be trained with
@@ -96,7 +93,7 @@ class LocalEngine(Engine):
     in_turns: bool
     """Whether the groups of a segment take their steps in turns, and `advance` stops between them."""
 
-    def __init__(self, job: Job, stack: TaskStack | None = None, first: int = 0):
+    def __init__(self, job: Job, stack: TaskStack | None = None, first: int = 0, states: list[State] | None = None):
         self.job, self._first, self.together = job, first, job.tasks
         self.device, self.dtype = job.device, job.dtype
         self.inputs = job.inputs.to(self.device, self.dtype)
@@ -105,11 +102,13 @@ class LocalEngine(Engine):
         self.weights = None if job.weights is None else job.weights.to(self.device, self.dtype)
         self.stack = start_stack(job) if stack is None else stack
         self.updater = Updater(self.stack.params, job.optimizer, job.scheduler, self.fuse)
-        self.states: list[State] = [self._start_method(method) for method in job.methods]
+        self.chain = Chain(job.methods)
+        self._network = Network(self.stack.module, self._forward)
+        self.states: list[State] = self._start_methods() if states is None else states
         self.best = self._evaluated().clone()
         self.best_states: list[State] = [  # of the best snapshots, for the methods that export from it
-            {name: value.clone() for name, value in state.items()} if overrides(method, "export") else {}
-            for method, state in zip(job.methods, self.states, strict=True)
+            {n: v.clone() for n, v in state.items()} if overrides(m, "export") or overrides(m, "rebuild") else {}
+            for m, state in zip(job.methods, self.states, strict=True)
         ]
         self.seen = Seen.start(job.validation, job.objective.outputs, self.dtype)
         self._of_best: tuple[int, Tensor, Tensor] | None = None  # version, rows, outputs
@@ -119,11 +118,6 @@ class LocalEngine(Engine):
         self._partly_labelled = False
         self.layers = layers_of(self.stack.params, self.stack.buffers)
         self._keys = torch.stack([random.key(job.seed, "method", first + t) for t in range(job.tasks)]).to(self.device)
-        self._stages = {stage: any(overrides(m, stage) for m in job.methods) for stage in _DRAWING}
-        self._before_step, self._after_step = (
-            [i for i, method in enumerate(job.methods) if overrides(method, stage)]
-            for stage in ("before_step", "after_step")
-        )
         self._recorder = recorder_of(job, self.stack.module, self._eager)
         self.threads: int | None = None
         self.goes_back = self.shrinks and self.device.type == "cuda"  # a CPU's system kills, and raises nothing
@@ -197,8 +191,9 @@ class LocalEngine(Engine):
         self.seen.forget()
         job = self.job
         _, padded = self._period_rows(segment.period)
-        keys, drawing = random.fold_in(self._keys, segment.period), any(self._stages.values())
+        keys, drawing = random.fold_in(self._keys, segment.period), self.chain.has(*_DRAWING)
         self.stack.module.train()
+        self._set_rates()
         if self._recorder.refresh():
             self._drop_captures()
         total = torch.zeros(job.tasks, dtype=torch.float64, device=self.device)
@@ -245,8 +240,8 @@ class LocalEngine(Engine):
         recordable, optimizers = self._recorder.possible, self.updater.kept()
 
         def back() -> None:
-            for value, copy in zip(tensors, copies, strict=True):
-                value.copy_(copy)
+            for value, kept in zip(tensors, copies, strict=True):
+                value.copy_(kept)
             self._accumulated = {
                 t: ({n: v.to(self.device, copy=True) for n, v in own.items()}, count)
                 for t, (own, count) in sums.items()
@@ -358,13 +353,12 @@ class LocalEngine(Engine):
     def _orders(self, period: int) -> list[Int64[Tensor, " n"]]:
         unlabelled = self._unlabelled
         orders = row_orders(self.job.seed, period, self.job.train, unlabelled)
-        for i, method in enumerate(self.job.methods):
-            if overrides(method, "draw"):
-                keys = [random.key(self.job.seed, "draw", self._first + t, period, i) for t in range(self.job.tasks)]
-                orders = [
-                    method.draw(order, {name: value[t].cpu() for name, value in self.states[i].items()}, keys[t])
-                    for t, order in enumerate(orders)
-                ]
+        for i, method in self.chain.at("draw"):
+            keys = [random.key(self.job.seed, "draw", self._first + t, period, i) for t in range(self.job.tasks)]
+            orders = [
+                method.draw(order, {name: value[t].cpu() for name, value in self.states[i].items()}, keys[t])
+                for t, order in enumerate(orders)
+            ]
         pool = self.job.train if unlabelled is None else self.job.train | unlabelled
         for t, order in enumerate(orders):
             if not len(order) or not bool(pool[t][order].all()):
@@ -380,31 +374,45 @@ class LocalEngine(Engine):
             losses, grads = self._pass(some, record, index, keys)
         else:
             kind = (tuple(some.tasks), index.shape, self._temperature(), self._partly_labelled)
-            changed = some.memory_of(self.stack.buffers)  # and no more: the rest may be at work on other streams
+            # And no more: the rest may be at work on other streams.
+            changed = some.memory_of(self.stack.buffers)
+            changed += [value for state in self._changed_in_a_pass() for value in some.memory_of(state)]
             losses, grads = self._captures(kind, partial(self._pass, some, record), (index, keys), changed)
         states = self._states_of(some)
         mean = self._accumulate(some.tasks, grads, update)
         if mean is not None:
             if self.job.clip_norm is not None:
                 mean = clip_rows(mean, self.job.clip_norm)
-            for i in self._before_step:
-                # A copy: the optimizer moves the parameters in place, and what a method keeps of them may not move.
-                now = {name: some.copy(value) for name, value in self.stack.params.items()}
-                mean, states[i] = self.lift(self.job.methods[i].before_step)(now, mean, states[i])
+            for i, method in self.chain.at("before_step"):
+                mean, states[i] = self.lift(method.before_step)(self._now(some), mean, states[i])
+            before = self._now(some) if self.chain.has("update") else {}
             self.updater.step(mean, None if some.everyone else some.tasks)
-            for i in self._after_step:
-                now = {name: some.copy(value) for name, value in self.stack.params.items()}
-                params, states[i] = self.lift(self.job.methods[i].after_step)(now, states[i])
+            for i, method in self.chain.at("update"):
+                params, states[i] = self.lift(method.update)(before, self._now(some), states[i])
                 some.write(self.stack.params, params)
-            for i in sorted({*self._before_step, *self._after_step}):
+            for i, method in self.chain.at("after_step"):
+                params, states[i] = self.lift(method.after_step)(self._now(some), states[i])
+                some.write(self.stack.params, params)
+            for i in sorted({i for stage in _STEPPING for i, _ in self.chain.at(stage)}):
                 some.write(self.states[i], states[i])
         return losses
+
+    def _now(self, some: Some) -> Params:
+        """A copy: the optimizer moves the parameters in place, and what a method keeps of them may not move."""
+        return {name: some.copy(value) for name, value in self.stack.params.items()}
+
+    def _changed_in_a_pass(self) -> list[State]:
+        """The states that the loss or the gradients may change; others are changed between passes."""
+        changing = {i for stage in ("loss", "gradients") for i, _ in self.chain.at(stage)}
+        return [state for i, state in enumerate(self.states) if i in changing or self.chain.trained([state])]
 
     def _pass(self, some: Some, record: bool, index: Int64[Tensor, "k B"], keys: Int64[Tensor, " k"]) -> Pass:
         """Returns (losses, gradients) of k tasks on a batch of each, whose buffers go on."""
         batch = self._batch(some.which, index)
-        losses, grads, buffers = self._value_and_grads(some.stack(), batch, self._states_of(some), keys, record)
-        some.write(self.stack.buffers, buffers)
+        losses, grads, passed = self._value_and_grads(some.stack(), batch, self._states_of(some), keys, record)
+        some.write(self.stack.buffers, buffers_of(passed))
+        for i, state in enumerate(self.states):
+            some.write(state, news_of(passed, i))
         return losses, grads
 
     def _states_of(self, some: Some) -> list[State]:
@@ -454,12 +462,12 @@ class LocalEngine(Engine):
     def _value_and_grads(
         self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"], record: bool
     ) -> Gradients:
-        """Returns (losses, gradients, buffers after the pass) of k tasks."""
-        losses, grads, buffers = self._recorded(stack, batch, states, keys, record)
-        if self._stages["gradients"]:  # a method may give zeros where a plain loop has no gradient at all
+        """Returns (losses, gradients, what has come of the pass) of k tasks."""
+        losses, grads, passed = self._recorded(stack, batch, states, keys, record)
+        if self.chain.has("gradients"):  # a method may give zeros where a plain loop has no gradient at all
             reached = self._reached_by_loss(stack, batch, states, keys)
             grads = {name: grad for name, grad in grads.items() if name in reached}
-        return losses, grads, buffers
+        return losses, grads, passed
 
     def _lifted(
         self,
@@ -494,50 +502,32 @@ class LocalEngine(Engine):
         states: list[State],
         key: Int64[Tensor, ""],
     ) -> tuple[Float[Tensor, ""], Params, Params]:
-        """One task's (loss, gradients, buffers after the pass), with the methods' gradient stages around it."""
-        after = buffers
-
-        def value_and_grad(at: Params) -> tuple[Tensor, Params]:
-            nonlocal after
-            value, grads, after = self._differentiated(
-                lambda given: self._loss_of_one(given, frozen, buffers, batch, states, key), at
-            )
-            return value, grads
-
-        step: ValueAndGrad = value_and_grad
-        for i, method in enumerate(self.job.methods):
-            if overrides(method, "gradients"):
-                step = partial(_around, method, step, states[i], random.fold_in(key, 3 * i + 2))
-        value, grads = step(params)
-        return value, grads, after
+        """One task's (loss, gradients, what has come of the pass), with the methods' gradient stages around it."""
+        return self.chain.value_and_grad(
+            self._network, self._inner(), self._differentiated, params, frozen, buffers, batch, states, key
+        )
 
     def _loss_of_one(
         self,
-        params: Params,
+        at: Params,
         frozen: Params,
         buffers: Params,
         batch: Batch,
         states: list[State],
         key: Int64[Tensor, ""],
     ) -> tuple[Float[Tensor, ""], Params]:
-        """One task's loss and its buffers after the pass."""
-        after = buffers
-        methods = self.job.methods
+        """One task's loss and what has come of the pass; `at` is what may be differentiated (see `Chain.loss`)."""
+        return self.chain.loss(self._network, self._inner(), at, frozen, buffers, batch, states, key)
 
-        def model(x: Rows) -> Tensor:
-            nonlocal after
-            with self._autocast():
-                output, after = forward(self.stack.module, params, frozen, after, x)
-            return _two_axes(output).to(self.dtype)
+    def _inner(self) -> Inner:
+        """The loss without methods."""
+        return partial(self.job.objective.training_loss, temperature=self._temperature())
 
-        for i, (method, state) in enumerate(zip(methods, states, strict=True)):
-            if overrides(method, "batch"):
-                batch = method.batch(batch, state, random.fold_in(key, 3 * i))
-        inner: Inner = partial(self.job.objective.training_loss, temperature=self._temperature())
-        for i, (method, state) in reversed(list(enumerate(zip(methods, states, strict=True)))):
-            if overrides(method, "loss"):
-                inner = partial(_wrapped, method, inner, state, random.fold_in(key, 3 * i + 1))
-        return inner(model, batch), after
+    def _forward(self, params: Params, frozen: Params, buffers: Params, x: Rows) -> tuple[Tensor, Params]:
+        """One task's output [B, C] and its buffers after the pass."""
+        with self._autocast():
+            output, after = forward(self.stack.module, params, frozen, buffers, x)
+        return _two_axes(output).to(self.dtype), after
 
     # -- scoring --------------------------------------------------------------------------------------------------
 
@@ -675,9 +665,8 @@ class LocalEngine(Engine):
         """The parameters to score: those of `stack` (default: being trained), unless a method says otherwise."""
         stack, states = self.stack if stack is None else stack, self.states if states is None else states
         params = detached(stack.params)
-        for method, state in zip(self.job.methods, states, strict=True):
-            if overrides(method, "evaluation"):
-                params = self.lift(method.evaluation)(params, state)
+        if self.chain.has("evaluation", "weights"):
+            params = self.lift(self.chain.evaluation)(params, states)
         return dataclasses.replace(stack, params=params)
 
     def _evaluation_rows(self) -> int:
@@ -693,15 +682,33 @@ class LocalEngine(Engine):
             self._write(mine, {name: state[name][which.to(self.device)] for name in mine}, which)
 
     def end_period(self, scores: Float[Tensor, "T 2"]) -> None:
-        for i, method in enumerate(self.job.methods):
-            if overrides(method, "period_end"):
-                given = scores.to(self.device, self.dtype)
-                params, state = self.lift(method.period_end)(detached(self.stack.params), self.states[i], given)
-                everyone = torch.arange(self.job.tasks, device=self.device)
-                self.seen.forget()
-                self._write(self.stack.params, params, everyone)
-                self._write(self.states[i], state, everyone)
+        everyone = torch.arange(self.job.tasks, device=self.device)
+        if self.chain.has("row_losses"):
+            self._tell_row_losses()
+        for i, method in self.chain.at("period_end"):
+            given = scores.to(self.device, self.dtype)
+            params, state = self.lift(method.period_end)(detached(self.stack.params), self.states[i], given)
+            self.seen.forget()
+            self._write(self.stack.params, params, everyone)
+            self._write(self.states[i], state, everyone)
         self.updater.end_period([float(loss) for loss in scores[:, 1]])
+
+    def _tell_row_losses(self) -> None:
+        """Tells the methods that ask how each task does on its own training rows."""
+        rows = [mask.nonzero().flatten() for mask in self.job.train]
+        for t, outputs in enumerate(self._outputs_on(self._evaluated(), rows)):
+            losses = self.job.objective.row_losses(outputs.cpu(), self.job.targets[rows[t]])
+            for i, method in self.chain.at("row_losses"):
+                own = {name: value[t] for name, value in self.states[i].items()}
+                given = rows[t].to(self.device), losses.to(self.device, self.dtype)
+                state = {name: value[None] for name, value in method.row_losses(*given, own).items()}
+                self._write(self.states[i], state, torch.tensor([t]))
+
+    def _set_rates(self) -> None:
+        """Sets what the methods multiply the schedules' learning rates by."""
+        if self.chain.has("rate"):
+            own = ([_task(state, t) for state in self.states] for t in range(self.job.tasks))
+            self.updater.scale([float(self.chain.rate(states)) for states in own])
 
     def reschedule(self, scheduler: MakeScheduler | None) -> None:
         self.updater.reschedule(scheduler)
@@ -729,8 +736,13 @@ class LocalEngine(Engine):
         """
         nothing, touched = Outcome.nothing(self.job.tasks), proposal.touched
         before, after = nothing.before, nothing.after
-        candidate = self._candidate(proposal, period, donors)
+        candidate = self._candidate(proposal, donors)
         states = self._states_from(proposal, candidate, donors)
+        if self.chain.has("after_transfer"):
+            self._mend(candidate, states, touched)
+        if proposal.buffers == "follow" and bool(proposal.blended.any()):
+            seen = self._evaluated(candidate, states) if self.chain.has("weights") else candidate
+            self._recompute_batch_norm(seen, proposal.blended, period)
         which, accepted = touched.nonzero().flatten(), touched
         if proposal.trial is not None and len(which):
             rows = [mask.nonzero().flatten() for mask in proposal.trial[which]]
@@ -755,7 +767,20 @@ class LocalEngine(Engine):
             self.updater.carry(partial(_followed, donors, learn), sources, donors.slots, donors.moving)
         self.updater.reset(accepted if proposal.moments == "reset" else accepted & proposal.restarted)
 
-    def _candidate(self, proposal: Proposal, period: int, donors: Donors) -> TaskStack:
+    def _mend(self, candidate: TaskStack, states: list[State], touched: Bool[Tensor, " T"]) -> None:
+        """Has the methods keep what they promise, in the candidates of the tasks to which something is proposed."""
+        which = touched.nonzero().flatten()
+        place = which.to(self.device)
+        params = {name: value[place] for name, value in candidate.params.items()}
+        for i, method in self.chain.at("after_transfer"):
+            own = {name: value[place] for name, value in states[i].items()}
+            params, own = self.lift(method.after_transfer)(params, own)
+            self._write(states[i], own, which)
+        # What a plan leaves alone is the engine's own memory in a candidate, too.
+        candidate.params.update({name: value.clone() for name, value in candidate.params.items()})
+        self._write(candidate.params, params, which)
+
+    def _candidate(self, proposal: Proposal, donors: Donors) -> TaskStack:
         before = dataclasses.replace(self.stack, params=detached(self.stack.params))
         # Moves make new tensors, so the candidate can share the old parameters until then.
         buffers = {name: value.clone() for name, value in before.buffers.items()}
@@ -784,8 +809,6 @@ class LocalEngine(Engine):
             fresh = self._starts()
             for name, value in candidate.buffers.items():
                 value[which.to(value.device)] = fresh.buffers[name][which.to(value.device)]
-        if proposal.buffers == "follow" and bool(proposal.blended.any()):
-            self._recompute_batch_norm(candidate, proposal.blended, period)
         return candidate
 
     def _starts(self, generation: int = 0) -> TaskStack:
@@ -835,22 +858,23 @@ class LocalEngine(Engine):
     def _states_from(self, proposal: Proposal, candidate: TaskStack, donors: Donors) -> list[State]:
         """The methods' states of a candidate.
 
-        What goes with a parameter (see `parameter_of`) takes the same copy, mixture or mask; the rest comes whole
-        from the donor with the largest weight; a restart has fresh ones.
+        What goes with a parameter (see `parameter_of`) takes the same copy, mixture or mask; what is a task's own
+        stays; the rest comes whole from the donor with the largest weight; a restart has fresh ones.
         """
         states: list[State] = []
         for i, state in enumerate(self.states):
             new = {}
             for name, value in state.items():
                 parameter = parameter_of(name, value, self.stack.params)
-                if parameter is None:
-                    new[name] = donors.origins(f"method{i}/{name}", value)
-                else:
-                    new[name] = donors.after(f"method{i}/{name}", parameter, value)
+                moved = value
+                if parameter is not None:
+                    moved = donors.after(f"method{i}/{name}", parameter, value)
+                elif not name.startswith(OWN):
+                    moved = donors.origins(f"method{i}/{name}", value)
+                new[name] = moved.clone() if moved is value else moved  # what comes of it may be turned down
             states.append(new)
-        for method, state in zip(self.job.methods, states, strict=True):
-            for t in proposal.restarted.nonzero().flatten().tolist():
-                fresh = method.start({name: value[t].clone() for name, value in candidate.params.items()})
+        for t in proposal.restarted.nonzero().flatten().tolist():
+            for state, fresh in zip(states, self._start_of(t, candidate), strict=True):
                 for name, value in fresh.items():
                     state[name][t] = value
         return states
@@ -859,10 +883,30 @@ class LocalEngine(Engine):
 
     def export(self, task: int) -> nn.Module:
         best = self.best
-        for method, state in zip(self.job.methods, self.best_states, strict=True):
-            if overrides(method, "export"):
-                best = dataclasses.replace(best, params=self.lift(method.export)(best.params, state))
-        return export_module(best, task)
+        for i, method in self.chain.at("export"):
+            best = dataclasses.replace(best, params=self.lift(method.export)(best.params, self.best_states[i]))
+        module = export_module(best, task)
+        for i, method in self.chain.at("rebuild"):
+            state = {name: value.cpu() for name, value in _task(self.best_states[i], task).items()}
+            with random.seeded(torch.device("cpu"), self.job.seed, "rebuild", i):
+                rebuilt = method.rebuild(copy.deepcopy(module), state)
+            module = self._checked(task, module, rebuilt)
+        return module
+
+    def _checked(self, task: int, module: nn.Module, rebuilt: nn.Module) -> nn.Module:
+        """A rebuilt module, once it is known to give on training rows what was scored."""
+        rows = self._context(task, 0, self.stack).rows[: self._evaluation_rows()]
+        x = self.inputs.rows(rows.to(self.device))
+        given = tuple(part.cpu() for part in x) if isinstance(x, tuple) else (x.cpu(),)
+        with torch.no_grad(), random.seeded(torch.device("cpu"), self.job.seed, "evaluate"):
+            before, after = (_two_axes(one.eval()(*given)) for one in (module, rebuilt))
+        most = _REBUILT * float(before.abs().max())
+        if before.shape != after.shape or not torch.allclose(before, after, rtol=0.0, atol=most):
+            raise RunError(
+                f"methods: the module that was rebuilt for task {self._first + task} does not give what was scored; "
+                "correct the method's rebuild."
+            )
+        return rebuilt
 
     def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
         params = (self.best if best else self.stack).params
@@ -939,9 +983,44 @@ class LocalEngine(Engine):
 
     # -- small parts ----------------------------------------------------------------------------------------------
 
-    def _start_method(self, method: Method) -> State:
-        rows = [method.start({n: v[t] for n, v in self.stack.params.items()}) for t in range(self.job.tasks)]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    def _start_methods(self) -> list[State]:
+        rows = [self._start_of(t, self.stack) for t in range(self.job.tasks)]
+        return [{name: torch.stack([row[i][name] for row in rows]) for name in rows[0][i]} for i in range(len(rows[0]))]
+
+    def _start_of(self, t: int, stack: TaskStack) -> list[State]:
+        """The methods' states of one task before its first step."""
+        states: list[State] = []
+        for i, method in enumerate(self.job.methods):
+            if not overrides(method, "start"):
+                states.append({})
+                continue
+            context = self._context(t, i, stack)
+            with random.seeded(self.device, self.job.seed, "start method", self._first + t, i):
+                states.append(check_state(method, method.start(_copied(_task(stack.params, t)), context)))
+        return states
+
+    def _context(self, t: int, i: int, stack: TaskStack) -> Context:
+        """What method i may know of a task before it trains."""
+        job, rows = self.job, self.job.train[t].nonzero().flatten()
+        params, frozen, buffers = (_task(detached(part), t) for part in (stack.params, stack.frozen, stack.buffers))
+
+        def read(index: Int64[Tensor, " m"]) -> Batch:
+            index = index.to(self.device)
+            weight = None if self.weights is None else self.weights[index]
+            return Batch(self.inputs.rows(index), self.targets[index], index, job.objective.classes, weight=weight)
+
+        return Context(
+            model=Model(self.stack.module, self._forward, params, frozen, Passed(buffers)),
+            rows=rows.to(self.device),
+            count=len(self.inputs),
+            read=read,
+            loss=job.objective.training_loss,
+            classes=job.objective.classes,
+            periods=job.periods,
+            steps=steps_in(len(rows), job.batch_size),
+            batch_size=job.batch_size,
+            key=random.key(job.seed, "start method", self._first + t, i).to(self.device),
+        )
 
     def _frozen_digest(self) -> str:
         """A hash of what all tasks share and no checkpoint holds."""
@@ -1039,9 +1118,13 @@ class LocalEngine(Engine):
             params, score = self.stack.clone().params, torch.zeros(self.job.tasks, 2, dtype=self.dtype)
             for method, state in zip(self.job.methods, self.states, strict=True):
                 grads, state = self.lift(method.before_step)(params, grads, state)
+                params, state = self.lift(method.update)(params, params, state)
                 params, state = self.lift(method.after_step)(params, state)
                 params, state = self.lift(method.period_end)(params, state, score.to(self.device))
+                params, state = self.lift(method.after_transfer)(params, state)
                 self.lift(method.export)(self.lift(method.evaluation)(params, state), state)
+            if self.chain.has("weights"):
+                self.lift(self.chain.weights)(params, self.states)
         return draws
 
     def _probed_step(self, index: Int64[Tensor, "T B"]) -> tuple[Params, bool]:
@@ -1201,17 +1284,22 @@ def _in_turns(groups: Sequence[Group]) -> Iterator[tuple[Group, int]]:
                 yield group, step
 
 
-def _around(
-    method: Method, inner: ValueAndGrad, state: State, key: Int64[Tensor, ""], params: Params
-) -> tuple[Tensor, Params]:
-    return method.gradients(inner, params, state, key)
+def _task(tensors: Params, t: int) -> Params:
+    """One task's."""
+    return {name: value[t] for name, value in tensors.items()}
+
+
+def _copied(tensors: Params) -> Params:
+    return {name: value.detach().clone() for name, value in tensors.items()}
 
 
 def parameter_of(name: str, state: Tensor, params: Params) -> str | None:
     """Returns the parameter that a method's state goes with, or None.
 
-    It is named `…/<parameter>` and shaped like that parameter: an average, say.
+    It is named `…/<parameter>` and shaped like that parameter: an average, say. What is a task's own goes with none.
     """
+    if name.startswith(OWN):
+        return None
     parameter = name.partition("/")[2]
     return parameter if parameter in params and state.shape == params[parameter].shape else None
 
@@ -1234,7 +1322,3 @@ def _two_axes(output: Tensor) -> Float[Tensor, "B C"]:
     if output.ndim != 2:
         raise InputError(f"model: its output has shape {tuple(output.shape)}, it must be [batch, outputs].")
     return output
-
-
-def _wrapped(method: Method, inner: Inner, state: State, key: Int64[Tensor, ""], model: Model, batch: Batch) -> Tensor:
-    return method.loss(inner, model, batch, state, key)

@@ -18,6 +18,7 @@ from kinfold.engines.compression import Codec, Difference
 from kinfold.engines.local import LocalEngine, parameter_of
 from kinfold.engines.moves import Held, Part, drawn, either, median_of, moved, permuted, taken, towards
 from kinfold.engines.proposals import Donors, Proposal
+from kinfold.methods.base import OWN
 from kinfold.tasks.update import Slots
 from kinfold.transfer.base import Outcome
 from kinfold.transfer.changes import Elastic, Shuffle
@@ -79,6 +80,8 @@ class Scope:
             found |= {f"buffers/{name}": Field(name, value) for name, value in stack.buffers.items()}
         for i, state in enumerate(engine.states):
             for name, value in state.items():
+                if name.startswith(OWN):
+                    continue
                 found[f"method{i}/{name}"] = Field(parameter_of(name, value, stack.params), value.detach())
         return found
 

@@ -30,7 +30,7 @@ from kinfold.methods.base import Batch, Params, State
 from kinfold.processes import signals_held
 
 Gradients: TypeAlias = tuple[Float[Tensor, " *k"], Params, Params]
-"""(losses, gradients, buffers after the pass) of one task, or of k of them stacked."""
+"""(losses, gradients, what has come of the pass: buffers, and the methods' new state) of one task, or of k stacked."""
 
 Step: TypeAlias = Callable[[Params, Params, Params, Batch, list[State], Int64[Tensor, " *k"]], Gradients]
 """From parameters, frozen parameters, buffers, a batch, the methods' states and keys to what an optimizer needs."""

@@ -3,7 +3,6 @@
 import abc
 from typing import final
 
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -11,6 +10,7 @@ from kinfold.engines.lift import Lift, looped
 from kinfold.engines.local import LocalEngine, LossOfOne
 from kinfold.engines.recording import Gradients
 from kinfold.methods.base import Batch, Params, State
+from kinfold.methods.gradients import by_autograd
 from kinfold.tasks.state import TaskStack
 
 
@@ -48,17 +48,17 @@ class OneByOne(LocalEngine, abc.ABC):
         states: list[State],
         keys: Int64[Tensor, ""],
     ) -> Gradients:
-        if self._stages["gradients"]:
+        if self.chain.has("gradients"):
             value, grads, after = self._of_one(params, frozen, buffers, batch, states, keys)
             return value.detach(), grads, after
-        return self._differentiated(lambda at: self._loss_of_one(at, frozen, buffers, batch, states, keys), params)
+        value, grads, after = self._differentiated(
+            lambda at: self._loss_of_one(at, frozen, buffers, batch, states, keys),
+            {**params, **self.chain.trained(states)},
+        )
+        return value, self.chain.settled(grads, after, states), after
 
     def _differentiated(self, loss: LossOfOne, at: Params) -> tuple[Tensor, Params, Params]:
-        leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
-        value, buffers = loss(leaves)
-        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-        grads = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
-        return value.detach(), grads, {name: buffer.detach() for name, buffer in buffers.items()}
+        return by_autograd(loss, at)
 
 
 @final

@@ -21,6 +21,7 @@ from kinfold.engines.captured import Captures, Graph, MakeGraph, cuda_graphs, ne
 from kinfold.engines.local import Group
 from kinfold.engines.sequential import OneByOne
 from kinfold.errors import InputError
+from kinfold.methods.base import State
 from kinfold.tasks.order import Segment
 from kinfold.tasks.state import TaskStack
 
@@ -60,6 +61,7 @@ class Streams(OneByOne):
         first: number of the job's first task, by which its draws are keyed, where it has a share of more tasks.
         streams: how many, never more than T; default `STREAMS`.
         lane: makes one on a device.
+        states: as in `LocalEngine`.
 
     Raises:
         InputError: the job's device is no GPU.
@@ -74,10 +76,11 @@ class Streams(OneByOne):
         first: int = 0,
         streams: int = STREAMS,
         lane: Callable[[torch.device], Lane] | None = None,
+        states: list[State] | None = None,
     ):
         lane = _Stream if lane is None else lane
         lanes = [lane(job.device) for _ in range(min(job.tasks, streams))]
-        super().__init__(job, stack, first)
+        super().__init__(job, stack, first, states)
         self.in_turns = True
         beside = len(lanes) > 1
         self._beside: list[tuple[Lane, Captures]] = [(lane, self._captures_on(lane.graph, beside)) for lane in lanes]

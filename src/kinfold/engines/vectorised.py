@@ -49,14 +49,16 @@ class Vectorised(LocalEngine):
         states: list[State],
         keys: Int64[Tensor, " k"],
     ) -> Gradients:
-        if self._stages["gradients"]:
+        if self.chain.has("gradients"):
             return self._lifted(params, frozen, buffers, batch, states, keys)
-        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        differentiated = {**params, **self.chain.trained(states)}
+        leaves = {name: value.detach().requires_grad_() for name, value in differentiated.items()}
         losses, after = stacked(self._loss_of_one)(leaves, frozen, buffers, batch, states, keys)
         found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         grads = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
-        return losses.detach(), grads, {name: value.detach() for name, value in after.items()}
+        after = {name: value.detach() for name, value in after.items()}
+        return losses.detach(), self.chain.settled(grads, after, states), after
 
     def _differentiated(self, loss: LossOfOne, at: Params) -> tuple[Tensor, Params, Params]:
-        grads, (value, buffers) = torch.func.grad_and_value(loss, has_aux=True)(at)
-        return value, grads, buffers
+        grads, (value, passed) = torch.func.grad_and_value(loss, has_aux=True)(at)
+        return value, grads, passed

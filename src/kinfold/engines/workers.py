@@ -175,10 +175,10 @@ class Workers(Sharing):
     def _engine(self, tasks: slice) -> LocalEngine:
         """An engine for some of the tasks, over the memory that holds them all."""
         whole = self._whole
-        engine = self._kind(self._job_of(tasks), whole.stack.rows(tasks), tasks.start)
+        states = [{name: value[tasks] for name, value in state.items()} for state in whole.states]
+        engine = self._kind(self._job_of(tasks), whole.stack.rows(tasks), tasks.start, states=states)
         engine.best = whole.best.rows(tasks)
         engine.seen = whole.seen.tasks(tasks)
-        engine.states = [{name: value[tasks] for name, value in state.items()} for state in whole.states]
         return engine
 
     def _fetch(self) -> None:

@@ -13,7 +13,6 @@ from typing import final
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from kinfold import random
@@ -261,13 +260,6 @@ def stack_models(
 def _channels_last(stacked: Float[Tensor, "T O I H W"]) -> Float[Tensor, "T O I H W"]:
     one = stacked[:1] if stacked.stride(0) == 0 else stacked  # what is common to all tasks stays one copy
     return one.movedim(2, -1).contiguous().movedim(-1, 2).expand_as(stacked)
-
-
-def forward(module: nn.Module, params: Params, frozen: Params, buffers: Params, x: Rows) -> tuple[Tensor, Params]:
-    """Returns one task's output and its buffers after the pass; what was handed in is left as it was."""
-    tensors = {**params, **frozen, **{name: value.clone() for name, value in buffers.items()}}
-    output = functional_call(module, tensors, _arguments(x))
-    return output, {name: tensors[name] for name in buffers}  # also those that the module replaced
 
 
 def export_module(stack: TaskStack, t: int) -> nn.Module:

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from kinfold.errors import InputError
 from kinfold.importing import one_line
 from kinfold.methods.base import Params
+from kinfold.methods.chain import step_by
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler: TypeAlias = Callable[[Optimizer], Any]
@@ -148,6 +149,7 @@ class Updater:
         self._rows: list[dict[str, nn.Parameter]] = []
         self._optimizers: list[Optimizer] = []
         self._schedulers: list[Any] = []
+        self._factors = [1.0] * self.tasks
         self._build_rows()
         if fuse and callable(optimizers) and type(self._optimizers[0]) in ELEMENTWISE:
             self._fuse()
@@ -170,13 +172,19 @@ class Updater:
                 for name, parameter in self._stacks.items():
                     grad = grads.get(name)
                     parameter.grad = None if grad is None else _laid_out_as(parameter, grad)
-                self._optimizers[0].step()
+                step_by(self._optimizers[0], self._factors[0])
                 return
             self.unfuse()
         for i, t in enumerate(range(self.tasks) if tasks is None else tasks):
             for name, parameter in self._rows[t].items():
                 parameter.grad = grads[name][i] if name in grads else None
-            self._optimizers[t].step()
+            step_by(self._optimizers[t], self._factors[t])
+
+    def scale(self, factors: Sequence[float]) -> None:
+        """Sets what the tasks' learning rates [T] are multiplied by in the steps to come."""
+        if self.fused and len(set(factors)) > 1:
+            self.unfuse()
+        self._factors = list(factors)
 
     def end_period(self, losses: Sequence[float]) -> None:
         """Steps the schedules; `losses` [T] are for those that follow a score (`ReduceLROnPlateau`)."""

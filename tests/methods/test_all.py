@@ -1,0 +1,119 @@
+"""Every method in a run: on each engine, under rules of each kind, resumed, with its promises kept by transfers.
+
+A method that promises something of its tasks has an entry in `HOLDS`, which is checked after a run with transfers.
+"""
+
+import dataclasses
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from kinfold.data.base import TensorInputs
+from kinfold.engines import Job
+from kinfold.engines.sequential import Sequential
+from kinfold.engines.vectorised import Vectorised
+from kinfold.engines.workers import Workers
+from kinfold.methods import METHODS
+from kinfold.methods.base import OWN
+from kinfold.run import Progress, run
+from kinfold.tasks.objective import make_objective
+from kinfold.transfer import AMTO, PAPA, TeachRule
+
+N, T = 36, 3
+ENGINES = {"sequential": Sequential, "vectorised": Vectorised, "workers": partial(Workers, processes=2)}
+RULES = {"amto": AMTO(p_low=1.0, p_high=1.0), "papa": PAPA(steps=2), "teach": TeachRule(cool=2.0)}
+
+
+def averages_are_near(engine):
+    """An average that did not move with its parameters would be as far away as another task."""
+    for t in range(T):
+        for name, value in engine.stack.params.items():
+            own = (engine.states[0][f"average/{name}"][t] - value[t]).norm()
+            assert own < 0.5 * value[t].norm() + 0.1, name
+
+
+HOLDS = {"ema": averages_are_near}
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
+
+
+@pytest.fixture
+def job():
+    generator = torch.Generator().manual_seed(7)
+    y = torch.randint(3, (N,), generator=generator)
+    x = torch.randn(N, 1, 4, 4, generator=generator) + y.view(-1, 1, 1, 1)
+    validation = torch.stack([torch.arange(N) % 4 == t for t in range(T)])
+    objective = make_objective("classification", 3, None, None, torch.device("cpu"), torch.float64)
+    optimizer = partial(torch.optim.AdamW, lr=0.01)
+    return Job(
+        *(network, TensorInputs(x), y, ~validation, validation, objective, optimizer, None),
+        batch_size=9,
+        periods=2,
+        precision="float64",
+        seed=2,
+    )
+
+
+def trained(make, job, rule, epochs=2):
+    engine, events = make(job), []
+    progress = Progress.start(job, rule)
+    everyone = torch.ones(N, dtype=torch.bool)
+    run(engine, job, rule, progress, epochs=epochs, patience=None, unsealed=everyone, listen=events.append)
+    return engine, progress
+
+
+@pytest.fixture(params=sorted(METHODS))
+def method(request):
+    return request.param
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_on_each_engine(job, method, rule):
+    job = dataclasses.replace(job, methods=(METHODS[method](),))
+    engines = {name: trained(make, job, rule) for name, make in ENGINES.items()}
+    one, progress = engines.pop("sequential")
+    tensors, _ = one.state()
+    for name, (other, theirs) in engines.items():
+        others, _ = other.state()
+        assert tensors.keys() == others.keys(), name
+        for key, value in tensors.items():
+            torch.testing.assert_close(value, others[key], rtol=1e-8, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(progress.best, theirs.best)
+        assert progress.accepted == theirs.accepted
+        other.close()
+    HOLDS.get(method, lambda engine: None)(one)
+    exported = one.export(0)
+    rows = torch.arange(5)
+    assert exported(job.inputs.rows(rows).double()).shape == (5, 3)
+
+
+def test_resumes_to_an_equal_checkpoint(job, method):
+    rule = RULES["papa"]
+    job = dataclasses.replace(job, methods=(METHODS[method](),), periods=3)
+    whole, _ = trained(Vectorised, job, rule, epochs=3)
+    engine, progress = trained(Vectorised, job, rule, epochs=2)
+    again = Vectorised(job)
+    again.restore(*engine.state())
+    everyone = torch.ones(N, dtype=torch.bool)
+    run(again, job, rule, progress, epochs=3, patience=None, unsealed=everyone, listen=lambda event: None)
+    tensors, others = whole.state()[0], again.state()[0]
+    assert tensors.keys() == others.keys()
+    for key, value in tensors.items():
+        assert torch.equal(value, others[key]), key
+
+
+def test_state_is_shaped_alike_for_all_tasks_and_stays_so(job, method):
+    """Of tasks with unequal rows; what is a task's own is not named like what moves."""
+    train = job.train.clone()
+    train[0, :6] = False
+    job = dataclasses.replace(job, methods=(METHODS[method](),), train=train)
+    (before,) = Sequential(job).states
+    engine, _ = trained(Sequential, job, RULES["amto"])
+    (after,) = engine.states
+    assert {n: (v.shape, v.dtype) for n, v in before.items()} == {n: (v.shape, v.dtype) for n, v in after.items()}
+    by_rows = [name for name, value in after.items() if value.ndim > 1 and value.shape[1] == N]
+    assert all(name.startswith(OWN) for name in by_rows), by_rows
