@@ -25,7 +25,7 @@ from kinfold.engines.sequential import Sequential
 from kinfold.engines.sharing import joined_states, start_share, state_of_tasks
 from kinfold.errors import InputError, RunError
 from kinfold.files import read_yaml
-from kinfold.methods.base import Method, Params, State
+from kinfold.methods.base import Context, Method, Params, State
 from kinfold.run import Progress
 from kinfold.tasks.order import Segment
 from kinfold.transfer import (
@@ -385,7 +385,8 @@ def test_models_made_smaller(lab: SimpleNamespace) -> None:
 class Averaging(Method):
     """Scores a running mean of the parameters, and counts its steps."""
 
-    def start(self, params: Params) -> State:
+    def start(self, params: Params, context: Context) -> State:
+        del context
         averages = {f"mean/{name}": value.clone() for name, value in params.items()}
         return {**averages, "steps": torch.zeros((), dtype=torch.int64)}
 

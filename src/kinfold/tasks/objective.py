@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kinfold.data.base import Kind
 from kinfold.errors import InputError
-from kinfold.methods.base import Batch, Model
+from kinfold.methods.base import Batch, Rows
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 MetricFunction: TypeAlias = Callable[[Tensor, Tensor], float]
@@ -141,7 +141,7 @@ class Objective:
 
         return dataclasses.replace(self, loss=loss, row_loss=row_loss, row_weight=row_weight)
 
-    def training_loss(self, model: Model, batch: Batch, temperature: float = 1.0) -> Tensor:
+    def training_loss(self, model: Callable[[Rows], Tensor], batch: Batch, temperature: float = 1.0) -> Tensor:
         """Returns the loss of one batch of one task, lesson included (see `kinfold.transfer.base.Teach`).
 
         Where rows have weights w, every mean over rows is Σ w · value / Σ w.
