@@ -49,6 +49,22 @@ def test_groups_of_the_first_version(tmp_path):
     assert control_group_leaves(tmp_path) == GiB + 512
 
 
+def test_what_is_given_up_or_swapped_counts_as_free(tmp_path):
+    belongs(tmp_path, "0::/jobs")
+    group(tmp_path, "jobs", limit=8 * GiB, used=7 * GiB, idle=GiB)
+    folder = tmp_path / "sys/fs/cgroup/jobs"
+    with (folder / "memory.stat").open("a") as file:
+        file.write(f"active_file {2 * GiB}\nslab_reclaimable {GiB}\nslab_unreclaimable 7\n")
+    assert control_group_leaves(tmp_path) == 5 * GiB
+    (tmp_path / "proc/meminfo").write_text(f"MemAvailable: 1 kB\nSwapFree: {2 * 2**20} kB\n")
+    assert control_group_leaves(tmp_path) == 5 * GiB  # the group may not swap, as far as it says
+    (folder / "memory.swap.max").write_text(f"{3 * GiB}\n")
+    (folder / "memory.swap.current").write_text(f"{2 * GiB}\n")
+    assert control_group_leaves(tmp_path) == 6 * GiB
+    (folder / "memory.swap.max").write_text("max\n")
+    assert control_group_leaves(tmp_path) == 7 * GiB
+
+
 def test_no_group_and_no_files_limit_nothing(tmp_path):
     assert control_group_leaves(tmp_path) == math.inf
     belongs(tmp_path, "0::/")

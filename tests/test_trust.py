@@ -19,7 +19,7 @@ from kinfold.cli import main
 from kinfold.cli.keys import interrupted
 from kinfold.data.table_files import write_table
 from kinfold.errors import InputError
-from kinfold.files import inert, read_json, read_json_lines, read_tensors, read_yaml, write_tensors
+from kinfold.files import append_text, inert, read_json, read_json_lines, read_tensors, read_yaml, write_tensors
 from kinfold.importing import is_part_name, load_callable, only_parts
 from kinfold.limits import YAML_DEPTH
 from kinfold.sklearn import KinfoldClassifier
@@ -145,6 +145,10 @@ def test_of_the_working_directory_its_own_classes_and_functions_can_be_named(tmp
         ):
             with pytest.raises(InputError, match=r"model: runs/theirs names .* give --trust"):
                 load_callable(name, "model")
+        for name in ("a" * 5000 + ":net", "語" * 100 + ":net", "kf_own/../kf_own:net"):  # too long for a file
+            with pytest.raises(InputError, match=r"model: runs/theirs names .* give --trust") as error:
+                load_callable(name, "model")
+            assert len(str(error.value)) < 600
     for source in (".", "..", str(tmp_path), "kf_own.py"):  # sent along with what is read
         with only_parts(source), pytest.raises(InputError, match="model: .* names 'kf_own:net'"):
             load_callable("kf_own:net", "model")
@@ -224,7 +228,7 @@ def test_a_saved_estimator_imports_nothing_of_its_maker(theirs, tmp_path):
 def test_a_run_directory_sends_nothing_to_its_maker(monkeypatch):
     for tracker in ("tensorboard", "mlflow"):  # as where they are installed
         monkeypatch.setattr(f"kinfold.tracking.{tracker}.check_installed", lambda *names: None)
-    with only_parts("run", ["http://mine"]):
+    with only_parts("run", ["http://mine", "mlflow"]):
         assert resolve_trackers(["tensorboard"], Path())
         assert resolve_trackers({"name": "tensorboard"}, Path())
         for arguments in ({"name": "mlflow", "uri": "http://theirs"}, {"name": "tensorboard", "log_dir": "there"}):
@@ -232,6 +236,44 @@ def test_a_run_directory_sends_nothing_to_its_maker(monkeypatch):
                 resolve_trackers(arguments, Path())
         with pytest.raises(InputError, match=r"^(?!.* names )"):
             resolve_trackers([{"name": "mlflow", "uri": "http://mine", "unheard": 3}], Path())
+    with only_parts("run", ["http://mine"]):
+        for sending in ("wandb", ["tensorboard", "mlflow"], {"name": "mlflow", "uri": "http://mine"}):
+            with pytest.raises(InputError, match="tracking: run names '(wandb|mlflow)', which sends the run elsewhere"):
+                resolve_trackers(sending, Path())
+
+
+def test_going_on_tells_no_tracker_of_the_makers_choice(copied, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    rewritten(copied, "config.yaml", lambda said: said.update(tracking="wandb", data="iris", target=None))
+    (copied / "tracking").mkdir()
+    (copied / "tracking" / "wandb.json").write_text('{"id": "mine", "through": 1}')
+    of_run = "'run/tracking/wandb.json', which says which run of wandb to go on with"
+    for given, names in (([], "'wandb', which sends the run elsewhere"), (["--tracking", "wandb"], of_run)):
+        assert main(["train", "--resume", "--out", "run", *given]) == 2
+        assert f"names {names}" in capsys.readouterr().err
+    copied.joinpath("result.json").unlink()
+    assert main(["train", "--resume", "--out", "run"]) == 2
+    assert "names 'wandb'" in capsys.readouterr().err
+    assert interrupted("train", Path("run"), {"data": "iris", "tracking": "wandb"}).endswith("--trust --out run")
+
+
+def test_links_in_a_directory_that_is_gone_on_with_are_refused(copied, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    copied.joinpath("result.json").unlink()
+    shutil.move(copied / "checkpoints", mine / "checkpoints")
+    before = sorted(path.name for path in mine.rglob("*"))
+    for name, leads_to in (("checkpoints", mine / "checkpoints"), (".lock", mine / "file"), ("tracking", mine)):
+        (copied / name).symlink_to(leads_to)
+        with pytest.raises(InputError, match=f"resume: .*{name} is a link to elsewhere"):
+            fitted(copied, resume=True)
+        (copied / name).unlink()
+    (copied / "history.jsonl").replace(mine / "history.jsonl")
+    (copied / "history.jsonl").symlink_to(mine / "history.jsonl")
+    with pytest.raises(OSError, match="symbolic link|Too many levels"):
+        append_text(copied / "history.jsonl", "more\n")
+    assert sorted(path.name for path in mine.rglob("*") if path.name != "history.jsonl") == before
 
 
 def test_going_on_imports_nothing_of_the_runs_maker(copied, theirs, capsys):
@@ -247,6 +289,17 @@ def test_going_on_imports_nothing_of_the_runs_maker(copied, theirs, capsys):
     assert interrupted("train", Path("run"), config).endswith("--resume --trust --out run")
     told = {"data": "digits", "tracking": [{"name": "mlflow", "uri": "http://mine"}]}
     assert interrupted("train", Path("run"), told).endswith("--resume --trust --out run")
+    for changes, trusted in [
+        ({"model": "pkg.nets.Net"}, True),
+        ({"loss": {"class_path": "pkg.losses.Loss"}}, True),
+        ({"model": {"name": "timm:resnet18", "pretrained": True}}, True),
+        ({"model": {"name": "timm:resnet18.a1_in1k", "pretrained": False}}, False),
+        ({"target": "price:usd", "groups": "a:b", "texts": ["c:d"]}, False),
+        ({"optimizer": {"class_path": "torch.optim.AdamW"}, "splits": "mine.safetensors"}, False),
+        ({"model": "kf_mine:net"}, False),
+    ]:
+        Path("kf_mine.py").touch()
+        assert (" --trust " in interrupted("train", Path("run"), {"data": "digits", **changes})) == trusted
     for data in ("digits", "mnist1d:test", "torchvision:CIFAR10", "timm:resnet18"):
         assert interrupted("train", Path("run"), {"data": data}).endswith("train --resume --out run")
 
@@ -281,6 +334,7 @@ def test_a_hubs_models_bring_no_files_of_the_runs_maker():
 
     check_hub_model("timm:hf-hub:them/theirs", {"checkpoint_path": "x.pth"})
     with only_parts("run"):
+        check_hub_model("timm:resnet18", {"pretrained": False})
         check_hub_model("timm:resnet18.a1_in1k", {"drop_rate": 0.1, "out_indices": [1, 2], "act_layer": "relu"})
         for name, arguments in [
             ("timm:hf-hub:them/theirs", {}),
@@ -288,6 +342,8 @@ def test_a_hubs_models_bring_no_files_of_the_runs_maker():
             ("timm:resnet18", {"checkpoint_path": "x.pth"}),
             ("timm:resnet18", {"pretrained_cfg": {"url": "x"}}),
             ("timm:resnet18", {"weights": "../x"}),
+            ("timm:resnet18", {"pretrained": True}),
+            ("torchvision:resnet18", {"weights": "DEFAULT"}),
         ]:
             with pytest.raises(InputError, match="model: run names"):
                 check_hub_model(name, arguments)
@@ -298,6 +354,35 @@ def test_a_hubs_models_bring_no_files_of_the_runs_maker():
 def test_a_model_that_claims_to_be_huge_is_refused_before_it_is_built(copied):
     rewritten(copied, "model.json", lambda said: said.update(model={"name": "mlp", "hidden": [10**11]}))
     with pytest.raises(InputError, match="load: the model says 100000000000, and .* were saved of it"):
+        kinfold.load(copied)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("model", {"hidden": [4096] * 500}, "does not fit what was saved, at '.*'"),
+        ("target", {"outputs": 10**10}, "load: the model says 10000000000"),
+        ("target", {"outputs": 4000}, "does not fit what was saved, at '.*'"),
+        (
+            "encoder",
+            {"kind": "image", "shape": [3, 60_000, 60_000], "mean": [0.0], "std": [1.0]},
+            "reads rows of shape",
+        ),
+    ],
+)
+def test_no_more_memory_is_asked_for_than_what_was_saved_takes(copied, monkeypatch, part, changes, said):
+    def made(*sizes, **_):
+        assert max(map(int, np.ravel(sizes))) < 1000, "memory is asked for"
+
+    def changed(about):
+        if part == "encoder":
+            about["encoder"] = {"column": None, **changes}
+        else:
+            about[part].update(changes)
+
+    rewritten(copied, "model.json", changed)
+    monkeypatch.setattr("kinfold.result._filled", made)
+    with pytest.raises(InputError, match=said):
         kinfold.load(copied)
 
 
@@ -362,10 +447,44 @@ def test_what_unpacks_to_too_much_is_refused_up_to_a_limit_that_can_be_raised(tm
             read_features(path)
         assert "\n" not in str(error.value)
         monkeypatch.delenv("KINFOLD_MAX_BYTES")
+    np.savez(tmp_path / "plain.npz", X=np.zeros((20_000, 100)))
+    np.random.default_rng(0).random((5000, 40)).tofile(tmp_path / "bytes")
+    pd.DataFrame(np.fromfile(tmp_path / "bytes").reshape(-1, 40)).rename(columns=str).to_feather(
+        tmp_path / "plain.feather", compression="uncompressed"
+    )
+    monkeypatch.setenv("KINFOLD_MAX_BYTES", str(10**6))
+    for name in ("plain.npz", "plain.feather"):  # as large as what they hold
+        assert (tmp_path / name).stat().st_size > 10**6
+        assert len(read_features(tmp_path / name)) in (5000, 20_000)
+    monkeypatch.delenv("KINFOLD_MAX_BYTES")
     for wrong in ("much", "0", "-1", "٣", "9" * 30):
         monkeypatch.setenv("KINFOLD_MAX_BYTES", wrong)
         with pytest.raises(InputError, match="KINFOLD_MAX_BYTES: is"):
             read_features(tmp_path / "a.npz")
+
+
+def test_what_takes_nothing_in_a_file_counts_as_it_will_in_memory(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import feather, parquet
+
+    from kinfold.data import read_features
+
+    rows = 50_000
+    empty = pa.table({"a": pa.nulls(rows)})
+    truths = pa.table({f"b{i}": pa.array(np.zeros(rows, dtype=bool)) for i in range(4)})
+    feather.write_feather(empty, tmp_path / "empty.feather", compression="uncompressed")
+    feather.write_feather(truths, tmp_path / "truths.feather", compression="zstd")
+    parquet.write_table(truths, tmp_path / "truths.parquet")
+    for name in ("empty.feather", "truths.feather", "truths.parquet"):
+        assert len(read_features(tmp_path / name)) == rows
+        monkeypatch.setenv("KINFOLD_MAX_BYTES", str(8 * rows - 1))
+        with pytest.raises(InputError, match="raise KINFOLD_MAX_BYTES"):
+            read_features(tmp_path / name)
+        monkeypatch.delenv("KINFOLD_MAX_BYTES")
+    for held in ([[1, 2]], [{"k": 1}]):
+        feather.write_feather(pa.table({"a": held}), tmp_path / "nested.feather")
+        with pytest.raises(InputError, match="column 'a' holds lists or structures; drop it"):
+            read_features(tmp_path / "nested.feather")
 
 
 def test_an_array_in_an_archive_that_claims_more_than_there_is(tmp_path):
@@ -424,7 +543,7 @@ def test_the_report_shows_what_stands_in_a_run_and_runs_none_of_it(copied):
     assert "&lt;script&gt;alert(1)" in page
 
 
-def test_names_cannot_steer_a_terminal(copied, tmp_path, monkeypatch, capsys):
+def test_names_cannot_steer_a_terminal(run, copied, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pd.DataFrame({"a": [1.0, 2.0], "b": ["u", "v"], "y": ["class0", "class1"]}).to_csv("rows.csv", index=False)
     escape = "\x1b]0;owned\x07\x1b[2J"
@@ -434,6 +553,16 @@ def test_names_cannot_steer_a_terminal(copied, tmp_path, monkeypatch, capsys):
     main(["evaluate", "run", "rows.csv"])
     rewritten(copied, "result.json", lambda said: said.update(scores=escape))
     main(["evaluate", "run", "rows.csv"])
+    main(["report", "run"])
+    shutil.rmtree("run")
+    shutil.copytree(run, "run")
+    rewritten(copied, "result.json", lambda said: said.update(engine=escape, device=escape, stopped=escape))
+    rewritten(copied, "config.yaml", lambda said: said.update(data="iris"))
+    capsys.readouterr()
+    assert main(["train", "--resume", "--out", "run"]) == 0
+    shown = capsys.readouterr()
+    assert "owned" in shown.out
+    assert "\x1b" not in shown.out + shown.err
     main(["report", "run"])
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err

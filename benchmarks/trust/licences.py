@@ -3,7 +3,7 @@
     python benchmarks/trust/licences.py [--extras parquet images …] [--out benchmarks/trust/licences.md]
 
 Everything that the installed packages require in turn is listed, each once. The exit status is 1 where a licence is not
-among those that may be distributed along with a package under the Apache License 2.0 (`ALLOWED`), or is not stated.
+among those that may be distributed along with a package under the Apache License 2.0 (`allowed`), or is not stated.
 """
 
 import argparse
@@ -20,9 +20,25 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from provenance import provenance
 
-ALLOWED = re.compile(
-    r"\b(MIT|BSD|0BSD|Apache|ISC|PSF|Python Software Foundation|MPL|Mozilla Public License 2\.0|HPND|Zlib|Unlicense)\b"
-)
+_ALLOWED = {
+    *(
+        "MIT",
+        "MIT-0",
+        "MIT-CMU",
+        "MIT License",
+        "ISC",
+        "ISC License (ISCL)",
+        "HPND",
+        "Zlib",
+        "Unlicense",
+        "CC0-1.0",
+        "BSL-1.0",
+    ),
+    *("0BSD", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSD License", "3-Clause BSD License"),
+    *("Apache-2.0", "Apache-2.0 WITH LLVM-exception", "Apache 2.0", "Apache Software License"),
+    *("PSF-2.0", "Python-2.0", "Python Software Foundation License"),
+    *("MPL-2.0", "Mozilla Public License 2.0 (MPL 2.0)", "The Unlicense (Unlicense)"),
+}
 EXTRAS = ("parquet", "images", "onnx", "tracking", "huggingface", "cluster")
 
 
@@ -54,7 +70,24 @@ def licence(found: Distribution) -> str:
         each.rsplit("::", 1)[-1].strip() for each in said.get_all("Classifier") or () if "License ::" in each
     ]
     stated = said.get("License-Expression") or ", ".join(classifiers) or said.get("License") or ""
-    return stated.strip().splitlines()[0][:80] if stated.strip() else ""
+    return stated.strip().splitlines()[0] if stated.strip() else ""
+
+
+def allowed(said: str) -> bool:
+    """Returns whether a licence is one of those: of what holds together (`AND`, several classifiers) all, of `OR` one.
+
+    Example:
+        >>> allowed("MIT AND (Apache-2.0 OR GPL-2.0-only)"), allowed("MIT AND GPL-3.0-only"), allowed("")
+        (True, False, False)
+    """
+    while (inner := _INNER.search(said)) is not None:
+        said = said.replace(inner[0], "MIT" if allowed(inner[1]) else "none")
+    return all(any(one.strip() in _ALLOWED for one in part.split(" OR ")) for part in re.split(r" AND |, ", said))
+
+
+_INNER = re.compile(
+    r"(?:(?<=AND )|(?<=OR )|(?<![^(]))\(([^()]*)\)"
+)  # in brackets that group, and do not explain the word before them
 
 
 def main() -> int:
@@ -63,7 +96,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows = sorted((each.metadata["Name"], each.version, licence(each)) for each in installed(arguments.extras))
-    wrong = [row for row in rows if ALLOWED.search(row[2]) is None]
+    wrong = [row for row in rows if not allowed(row[2])]
     lines = ["| package | version | licence |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     verdict = f"{len(rows)} packages; not allowed: {', '.join(row[0] for row in wrong) or 'none'}."
     text = "\n".join(["# Licences", "", provenance(), "", verdict, "", *lines, ""])

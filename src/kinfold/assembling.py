@@ -24,7 +24,7 @@ from kinfold.data.columns import CategoryColumn, stray_words
 from kinfold.engines import Job, Precision
 from kinfold.errors import InputError, unknown
 from kinfold.finishing import Remaining
-from kinfold.importing import require_part
+from kinfold.importing import require
 from kinfold.methods import METHODS, Method
 from kinfold.methods.base import overrides
 from kinfold.methods.chain import name_of
@@ -96,13 +96,15 @@ def resolve_trackers(spec: Any, folder: Path | None) -> tuple[Tracker, ...]:
         folder: the run directory, or None.
 
     Raises:
-        InputError: one of them cannot be used, or two are of one name; or arguments that say where to send or write
-            a run are read from what may be another's (see `importing.only_parts`).
+        InputError: one of them cannot be used, or two are of one name; or one that sends a run away, or an argument
+            that says where to, is read from what may be another's (see `importing.only_parts`).
     """
     for one in spec if isinstance(spec, (list, tuple)) else (spec,):
         given = {name: value for name, value in one.items() if name != "name"} if isinstance(one, Mapping) else {}
         for text in names_in(given):
-            require_part(False, text, "tracking")
+            require(False, text, "tracking", "says where a run is sent or written")
+        name = str(one.get("name") if isinstance(one, Mapping) else one)
+        require(name not in TRACKERS or not TRACKERS[name].elsewhere, name, "tracking", "sends the run elsewhere")
     trackers = _several("tracking", spec, TRACKERS, Tracker)
     names = [tracker.name for tracker in trackers]
     if len(set(names)) < len(names):

@@ -20,13 +20,13 @@ def remove_folder(path: Path) -> None:
 
 
 def open_new(path: Path) -> int:
-    """Opens an empty file for writing, in place of any that is there; returns its descriptor."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    """Opens an empty file for writing, in place of any that is there, but for a link; returns its descriptor."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
 
 
 def open_end(path: Path) -> int:
-    """Opens a file for writing at its end, whether or not it is there; returns its descriptor."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    """Opens a file for writing at its end, whether or not it is there, but for a link; returns its descriptor."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
 
 
 def open_folder(path: Path) -> int:

@@ -70,6 +70,24 @@ def entries(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name != LOCK and not path.match(_HALF)]
 
 
+def check_links(folder: Path) -> None:
+    """Refuses a run directory, or a comparison's, with a link in it: what is written there would go elsewhere.
+
+    Folders of trackers that make links of their own are left out.
+
+    Raises:
+        InputError: it has one; names it.
+    """
+    for place, folders, names in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *names)):
+            if path.is_symlink():
+                raise InputError(f"resume: {path} is a link to elsewhere; put what it leads to in its place.")
+        folders[:] = [name for name in folders if name not in _WITH_LINKS]
+
+
+_WITH_LINKS = ("wandb",)
+
+
 def halves(folder: Path) -> list[Path]:
     """Returns the halves of files that a killed process left in a folder, and in those within it."""
     return list(folder.rglob(_HALF))

@@ -477,6 +477,7 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
         raise InputError(
             f"out: {folder} already holds a run; choose another directory, or go on with it (resume, --resume)."
         )
+    files.check_links(folder)
     before = files.read_yaml(folder / "config.yaml")
     if not isinstance(before, dict):
         raise InputError(f"resume: {folder / 'config.yaml'} is damaged; give another out.")

@@ -28,6 +28,8 @@ _CLASSES = (
     *("torchmetrics.aggregation", "torchmetrics.classification", "torchmetrics.regression"),
 )
 _FUNCTIONS = ("torch.nn.functional", "torchmetrics.functional.classification", "torchmetrics.functional.regression")
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_LONGEST = 200  # bytes of a module's name, which is to be that of a file, too
 _NAMED = re.compile(r"(kinfold|torch\.nn|torch\.optim|torchmetrics)([.:][A-Za-z]\w*)+")
 
 
@@ -80,12 +82,44 @@ def require_part(part: bool, name: str, argument: str) -> None:
     Raises:
         InputError: it is refused.
     """
+    require(
+        part,
+        name,
+        argument,
+        "is no part of Kinfold, torch or torchmetrics and is not defined in the working directory",
+    )
+
+
+def require(harmless: bool, name: str, argument: str, does: str) -> None:
+    """Refuses what is read from what may be another's, unless it is harmless, or the user gave it, too.
+
+    Args:
+        harmless: whether it does no more than compute.
+        name: as it was written.
+        argument: what is set to it, for the message.
+        does: what is wrong with it, for the message.
+
+    Raises:
+        InputError: it is refused.
+    """
     reading = _READING.get()
-    if reading is not None and not part and name not in reading.also:
+    if reading is not None and not harmless and name not in reading.also:
+        said = repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…")
         raise InputError(
-            f"{argument}: {reading.source} names {name!r}, which is no part of Kinfold, torch or torchmetrics and is "
-            "not defined in the working directory; where you trust its maker, give --trust (trust=True)."
+            f"{argument}: {reading.source} names {said}, which {does}; where you trust its maker, give --trust "
+            "(trust=True)."
         )
+
+
+def may_be_named(path: str) -> bool:
+    """Returns whether a name is, by all that can be known before it is imported, that of a part or the user's own.
+
+    Example:
+        >>> with only_parts("runs/theirs"):
+        ...     may_be_named("torch.nn:Linear"), may_be_named("theirs:net")
+        (True, False)
+    """
+    return is_part_name(path) or _own_file(path) is not None
 
 
 def _own_file(path: str) -> Path | None:
@@ -97,6 +131,8 @@ def _own_file(path: str) -> Path | None:
     if reading is None:
         return None
     module = path.partition(":")[0] if ":" in path else path.rpartition(".")[0]
+    if _MODULE.fullmatch(module) is None or len(module.encode()) > _LONGEST:
+        return None
     stem = here.joinpath(*module.split("."))
     file = next((file.resolve() for file in (stem / "__init__.py", stem.with_suffix(".py")) if file.is_file()), None)
     sent = Path(reading.source).resolve()
@@ -140,7 +176,7 @@ def load_callable(path: str, argument: str) -> Callable[..., Any]:
         dotted = module.removesuffix(".py").removeprefix("./").replace("/", ".")
         raise InputError(f"{argument}: {path!r} names a file; name the module, {dotted + path[len(module) :]!r}.")
     own = _own_file(path)
-    require_part(is_part_name(path) or own is not None, path, argument)
+    require_part(may_be_named(path), path, argument)
     here = str(Path.cwd())
     if here not in sys.path and not is_part_name(path):  # else nothing there is needed
         sys.path.insert(0, here)

@@ -18,8 +18,23 @@ YAML_NODES, YAML_DEPTH = 20_000, 40
 """The most values that a YAML file may have, each counted wherever an alias repeats it; and how deep they may nest."""
 
 
+def most_of(packed: int) -> int:
+    """Returns the most bytes that a file of so many bytes may unpack to: `max_bytes()`, or 20 times what it has.
+
+    So a large file that holds little more than it says is read whatever its size.
+
+    Example:
+        >>> most_of(100) == max_bytes(), most_of(2**30) >> 30
+        (True, 20)
+    """
+    return max(max_bytes(), _PACKED * packed)
+
+
+_PACKED = 20  # times: more than honest data are commonly packed
+
+
 def max_bytes() -> int:
-    """Returns the most bytes that a packed file may unpack to: `KINFOLD_MAX_BYTES`, by default 4 GiB.
+    """Returns the bytes that any packed file may unpack to: `KINFOLD_MAX_BYTES`, by default 4 GiB.
 
     Example:
         >>> max_bytes() >> 30

@@ -3,7 +3,7 @@
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,13 +66,19 @@ def check_room(count: int, what: str, advice: str) -> None:
 
 
 def _machine_leaves() -> float:
-    return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable") + _swap_left()
+
+
+def _swap_left(root: Path = Path("/")) -> float:
+    left = _kilobytes(root / "proc/meminfo", "SwapFree")
+    return 0.0 if left == math.inf else left
 
 
 def control_group_leaves(root: Path = Path("/")) -> float:
     """Returns how many bytes the memory limits of this process's control group and of those around it leave.
 
-    Pages of files that were read and are not in use are given up for others, so they count as free.
+    Pages of files, and what the kernel can make anew, are given up for others, so they count as free; so does what may
+    be swapped.
 
     Args:
         root: of the file system.
@@ -85,29 +91,45 @@ def control_group_leaves(root: Path = Path("/")) -> float:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # version 2
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+            given_up: Sequence[str] = _GIVEN_UP
         elif "memory" in controllers.split(","):
             top = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            names, given_up = ("memory.limit_in_bytes", "memory.usage_in_bytes"), _GIVEN_UP_1
         else:
             continue
         own = top / path.lstrip("/")
         for folder in (own, *own.parents):
-            left = min(left, _group_leaves(folder, *names))
+            left = min(left, _group_leaves(folder, *names, given_up) + min(_group_swaps(folder), _swap_left(root)))
             if folder == top:
                 break
     return left
 
 
-def _group_leaves(folder: Path, limit: str, usage: str, idle: str) -> float:
+_GIVEN_UP = ("inactive_file", "active_file", "slab_reclaimable")
+_GIVEN_UP_1 = ("total_inactive_file", "total_active_file")
+
+
+def _group_leaves(folder: Path, limit: str, usage: str, given_up: Sequence[str]) -> float:
     try:
         most, used = ((folder / name).read_text(encoding="ascii").strip() for name in (limit, usage))
         if most == "max":
             return math.inf
         pairs = (line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-        return float(int(most) - int(used) + next((int(value) for name, value in pairs if name == idle), 0))
+        return float(int(most) - int(used) + sum(int(value) for name, value in pairs if name in given_up))
     except (OSError, ValueError):  # no limit here, or none that may be read
         return math.inf
+
+
+def _group_swaps(folder: Path) -> float:
+    """What a group of version 2 may still swap; 0 where that is not said."""
+    try:
+        most, used = (
+            (folder / name).read_text(encoding="ascii").strip() for name in ("memory.swap.max", "memory.swap.current")
+        )
+        return math.inf if most == "max" else float(int(most) - int(used))
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _addresses_left() -> float:

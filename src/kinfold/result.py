@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,16 @@ from kinfold.data import encoder_from_spec
 from kinfold.data.base import Encoder, Inputs, Kind, Label
 from kinfold.errors import InputError, unknown
 from kinfold.exporting import MODEL_CARD, Finished, export, model_card
-from kinfold.importing import one_line, only_parts
-from kinfold.models import Rescaled, factory, sized, untrained
+from kinfold.importing import is_part_name, one_line, only_parts
+from kinfold.limits import max_pixels
+from kinfold.models import MODELS, Rescaled, factory, sized, untrained
 from kinfold.models.resizing import resize
 from kinfold.report import picked_words, write_report
 from kinfold.selection import Diagnostics, Estimate
 from kinfold.selection.estimate import calibration_bins
 from kinfold.splits.base import Splits
 from kinfold.splits.saved import load_splits, save_splits
-from kinfold.tasks.state import materialise
+from kinfold.tasks.state import is_lazy, materialise
 from kinfold.yaml_files import yaml_text
 
 if TYPE_CHECKING:  # drawing is imported when something is drawn
@@ -39,6 +41,8 @@ if TYPE_CHECKING:  # drawing is imported when something is drawn
 
 _ROWS_AT_ONCE = 1024
 _SMALL = 4096  # numbers that need no parameter for each, such as a length of which means are taken
+_SHRUNK = 100  # times: how much larger a network may have been that was made smaller
+_CHANNELS = 4  # the most of a picture
 
 _SUMMED = ("config.yaml", "splits.safetensors", "history.jsonl", "model.safetensors", "model.json")
 """Files of a finished run that it is read from, besides `result.json`."""
@@ -510,7 +514,9 @@ def load(
         model: a module of the run's structure, whose parameters are overwritten, or a factory of it; for runs whose
             model was given as a Python object. Models given by name or as `package.module:factory` are rebuilt.
         trust: whether to import what the directory names, whatever it is. By default nothing is imported but parts of
-            Kinfold, torch and torchmetrics, so that a directory can be loaded whoever wrote it.
+            Kinfold, torch and torchmetrics, and modules of the working directory, whose classes and functions count as
+            the caller's own. So a directory can be loaded whoever wrote it, where nothing else of theirs lies in the
+            working directory (docs/trust-hostile.md).
 
     Raises:
         InputError: the directory holds no finished run, a file is damaged, or the model cannot be rebuilt.
@@ -535,15 +541,17 @@ def _loaded(path: Path, model: nn.Module | Callable[..., nn.Module] | None, trus
         target = Target(**{**about["target"], "labels": _tuple(about["target"]["labels"])})
         encoder = encoder_from_spec(about["encoder"])
         if model is None:
-            if not trust:
-                _check_sizes(about["model"], encoder, tensors)
-            model = _rebuilt(about["model"], encoder, target.outputs)
-        elif not isinstance(model, nn.Module):
-            with torch.random.fork_rng([]):
-                model = sized(model, encoder.input_shape, target.outputs)()
-        materialise([model], torch.zeros(2, *encoder.input_shape), seed=0)
-        if about["rescaled"] and not isinstance(model, Rescaled):
-            model = Rescaled(model, torch.zeros(target.outputs), torch.ones(target.outputs))
+            make = partial(_rebuilt, about["model"], encoder, target.outputs)
+        elif isinstance(model, nn.Module):
+            make = partial(_itself, model)
+        else:
+            make = partial(_built, sized(model, encoder.input_shape, target.outputs))
+        whole = partial(_whole, make, encoder.input_shape, target.outputs if about["rescaled"] else None)
+        if not trust:
+            _check_sizes([about["model"] if model is None else None, encoder.hints, target.outputs], encoder, tensors)
+            if model is None:
+                _check_shapes(whole, tensors, _is_ours(about["model"]), about.get("rebuilt", False))
+        model = whole()
         if about.get("rebuilt", False):
             resize(model, tensors)
         scores, transfers = said["scores"], said["transfers"]
@@ -584,18 +592,53 @@ def _complete(config: Any) -> dict[str, Any]:
     return {**config, **{name: config[name] for name in ("data", "model", "loss", "metric", "seed", "precision")}}
 
 
-def _check_sizes(spec: Any, encoder: Encoder, tensors: Mapping[str, Tensor]) -> None:
+def _check_sizes(said: Any, encoder: Encoder, tensors: Mapping[str, Tensor]) -> None:
     """Refuses a model that says it is larger than its parameters, before its memory is asked for.
 
     No width, depth or vocabulary of a network is greater than the number of its parameters; where a number means
     something else, the run is to be trusted.
     """
     held = sum(tensor.numel() for tensor in tensors.values())
-    for number in _whole_numbers([spec, encoder.hints]):
+    for number in _whole_numbers(said):
         if abs(number) > max(held, _SMALL):
             raise InputError(
                 f"load: the model says {number}, and {held} numbers were saved of it; mend it, or trust it."
             )
+    shape = encoder.input_shape
+    if math.prod(shape) > _CHANNELS * max_pixels():
+        raise InputError(
+            f"load: the model reads rows of shape {list(shape)}; mend it, or raise KINFOLD_MAX_PIXELS ({max_pixels()})."
+        )
+
+
+def _check_shapes(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], ours: bool, rebuilt: bool) -> None:
+    """Refuses a model whose parameters are not those that were saved, before it takes any memory.
+
+    Args:
+        make: makes it.
+        tensors: that were saved.
+        ours: whether it is of Kinfold or torch, which can be made without memory.
+        rebuilt: whether what was saved is smaller than what it makes.
+    """
+    try:
+        with torch.device("meta"):
+            model = make()
+    except Exception:
+        if ours:
+            raise
+        return  # it may look at its numbers as it is made; those that it says have been checked
+    if not rebuilt:
+        _check_fit(model, tensors)
+        return
+    most = max(_SMALL**2, _SHRUNK * sum(tensor.numel() for tensor in tensors.values()))
+    whole = sum(value.numel() for value in [*model.parameters(), *model.buffers()])
+    if whole > most:
+        raise InputError(f"load: the model has {whole} numbers before it is made smaller; trust it, or mend it.")
+
+
+def _is_ours(spec: Any) -> bool:
+    name = spec.get("class_path", spec.get("name")) if isinstance(spec, Mapping) else spec
+    return isinstance(name, str) and (name in MODELS or is_part_name(name))
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:
@@ -619,19 +662,41 @@ def _no_rows(tasks: int) -> Splits:
     return Splits(none, none, none[0])
 
 
+def _whole(make: Callable[[], nn.Module], input_shape: tuple[int, ...], outputs: int | None) -> nn.Module:
+    """Returns the model that is to be filled; rescaled, where numbers of outputs are given."""
+    model = make()
+    if is_lazy(model):
+        materialise([model], torch.zeros(2, *input_shape), seed=0)
+    if outputs is not None and not isinstance(model, Rescaled):
+        model = Rescaled(model, torch.zeros(outputs), torch.ones(outputs))
+    return model
+
+
+def _itself(model: nn.Module) -> nn.Module:
+    return model
+
+
+def _built(make: Callable[[], nn.Module]) -> nn.Module:
+    # Its parameters are overwritten, but drawing them must not move the caller's random state.
+    with torch.random.fork_rng([]):
+        return make()
+
+
 def _rebuilt(spec: Any, encoder: Encoder, outputs: int) -> nn.Module:
     if not isinstance(spec, (str, Mapping)) or is_object(spec):
         raise InputError("load: the run's model was a Python object; give load(directory, model=…) its structure.")
-    # Its parameters are overwritten, but drawing them must not move the caller's random state.
-    with torch.random.fork_rng([]):
-        return factory(untrained(spec), encoder.input_shape, outputs, encoder.hints)()
+    return _built(factory(untrained(spec), encoder.input_shape, outputs, encoder.hints))
 
 
-def _filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name in sorted({*own, *tensors}):
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
             raise InputError(f"load: the model does not fit what was saved, at {name!r}; give the structure trained.")
+
+
+def _filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    _check_fit(model, tensors)
     model = model.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():

@@ -139,7 +139,9 @@ def test_a_small_file_that_claims_too_much_is_refused(tmp_path, monkeypatch):
         read(path.with_suffix(""))
     monkeypatch.setenv("KINFOLD_MAX_BYTES", "100")
     path.write_bytes(gzip.compress(WHOLE))
-    with pytest.raises(InputError, match="claims 864 bytes; unpack it, or raise KINFOLD_MAX_BYTES"):
+    assert len(read(path)) == len(X)  # not 20 times its size
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", 12, 90, 90) + bytes(12 * 90 * 90)))
+    with pytest.raises(InputError, match="claims 97200 bytes; unpack it, or raise KINFOLD_MAX_BYTES"):
         read(path)
 
 

@@ -384,3 +384,19 @@ def test_the_encoder_survives_json(photos):
     encoder = dataset.fit(np.arange(40))
     again = kinfold.data.encoder_from_spec(json.loads(json.dumps(encoder.spec())))
     assert again == encoder
+
+
+@pytest.mark.parametrize(("in_memory", "kind"), [(None, FilePixels), (False, FilePixels), (True, None)])
+def test_pictures_that_do_not_fit_stay_in_their_files(photos, monkeypatch, in_memory, kind):
+    paths = sorted(photos.rglob("*.png"))
+    size = 3 * 8 * 8 * len(paths)
+    for name in ("kinfold.data.image_files.free_bytes", "kinfold.processes.free_bytes"):
+        monkeypatch.setattr(name, lambda: size - 1.0)
+    pictures = ImageFiles(paths, in_memory=in_memory)
+    if kind is None:
+        with pytest.raises(InputError, match="90 pictures take at least .*in_memory=False"):
+            pictures.pixels((3, 8, 8))
+    else:
+        assert isinstance(pictures.pixels((3, 8, 8)), kind)
+    monkeypatch.undo()
+    assert isinstance(ImageFiles(paths).pixels((3, 8, 8)), HeldPixels)

@@ -103,7 +103,7 @@ def test_values_that_are_written_alike_share_a_category():
     assert encode(pd.DataFrame({"a": [1, "1", "b"]})).tolist() == [[1, 0], [1, 0], [0, 1]]
 
 
-CELLS = st.one_of(st.none(), st.floats(-1e6, 1e6), st.integers(-1000, 1000))
+CELLS = st.one_of(st.none(), st.floats(-1e6, 1e6).map(lambda x: round(x, 6)), st.integers(-1000, 1000))
 
 
 @settings(max_examples=40, deadline=None)
@@ -173,6 +173,12 @@ def test_infinite_values_are_named_by_their_row_in_the_table_when_fitting():
         TableEncoder.fit(pd.DataFrame({"a": [0, 1, np.inf]}), np.array([2]))
     with pytest.raises(InputError, match=r"column 'a', row 1 holds 1e\+300, which is no finite float32"):
         TableEncoder.fit(pd.DataFrame({"a": [0, 1e300]}), np.array([0, 1]))
+
+
+def test_a_row_beyond_measure_is_named():
+    frame = pd.DataFrame({"a": [0, 1e-115, 1.0]})
+    with pytest.raises(InputError, match=r"column 'a', row 2 holds 1.0, which is too far from the rows"):
+        TableEncoder.fit(frame, np.array([0, 1])).encode(frame)
 
 
 @pytest.mark.parametrize(

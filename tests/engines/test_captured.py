@@ -247,3 +247,23 @@ def test_a_gpu_trains_captured_and_without_a_wait(lab: SimpleNamespace, make: An
     assert one._captures is not None
     assert one._captures._kept
     lab.assert_close(one.state(), other.state())
+
+
+class Starved(Failing):
+    """A capture for which memory runs out."""
+
+    def capture(self, function: Callable[[], Pass]) -> Pass:
+        raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_want_of_memory_is_told_to_who_can_make_do_with_less(lab: SimpleNamespace, returns: bool) -> None:
+    engine = captured(Vectorised, lab.make_job(), Starved)
+    assert engine._captures is not None
+    engine.returns = returns
+    given = [torch.zeros(2)]
+    if returns:
+        with pytest.raises(torch.OutOfMemoryError):
+            engine._captures("kind", lambda x: (x + 1, {}), given, [])
+    else:
+        assert engine._captures("kind", lambda x: (x + 1, {}), given, [])[0].tolist() == [1, 1]

@@ -510,13 +510,14 @@ def test_states_cut_and_joined(lab: SimpleNamespace, pairs: dict[Any, Pair], set
 def test_shares_that_shrank_are_as_small_when_joined(lab: SimpleNamespace) -> None:
     shares = [slice(0, 2), slice(2, 6)]
     among = Among(lab.make_job(tasks=6), shares, Vectorised)
-    assert among.state()[1]["together"] == 6
+    assert among.state()[1]["together"] == [None] * 6
     among.engines[1].shrink("as told")
     tensors, values = among.state()
-    assert values["together"] == 2
+    assert values["together"] == [None, None, 2, 2, 2, 2]
     among.restore(tensors, values)
     assert [engine.together for engine in among.engines] == [2, 2]
-    assert state_of_tasks(tensors, values, slice(0, 1))[1]["together"] == 1
+    assert state_of_tasks(tensors, values, slice(0, 1))[1]["together"] == [None]
+    assert state_of_tasks(tensors, values, slice(5, 6))[1]["together"] == [2]
 
 
 class Backbone(nn.Module):

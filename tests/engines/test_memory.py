@@ -1,5 +1,8 @@
 """What a job takes is measured before it starts; what cannot fit is refused, and nothing else is."""
 
+import dataclasses
+import gc
+import weakref
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +12,18 @@ import torch
 from torch import nn
 
 import kinfold
+from kinfold.data.image_files import HeldPixels
+from kinfold.data.images import ImageInputs, Units
 from kinfold.engines import choose_engine, memory
-from kinfold.engines.memory import needed, want_of_memory_named
+from kinfold.engines.memory import want_of_memory_named
+from kinfold.engines.sequential import Sequential
+from kinfold.engines.timing import quick_step
 from kinfold.errors import InputError, RunError
+
+
+def needed(job: Any) -> memory.Need | None:
+    return memory.needed(job, memory.free_on(job.device))
+
 
 PARAMETERS = 8 * (5 * 6 + 6 + 6 * 3 + 3)
 """Bytes of the laboratory's network."""
@@ -42,7 +54,46 @@ def test_a_larger_batch_takes_more_and_own_starts_do(lab: SimpleNamespace) -> No
     assert small is not None
     assert large is not None
     assert 3 * (small.step - PARAMETERS) < large.step - PARAMETERS < 5 * (small.step - PARAMETERS)
-    assert small.start == 4 * PARAMETERS
+    assert small.start == 3 * PARAMETERS + 8 * 5 * 6  # modules, copies, and in the stack; and the largest of it again
+
+
+def test_a_probe_leaves_nothing_behind(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[weakref.ref[torch.Tensor]] = []
+    started = Sequential.__init__
+
+    def noted(self: Sequential, *given: Any, **named: Any) -> None:
+        started(self, *given, **named)
+        left.append(weakref.ref(next(iter(self.stack.params.values()))))
+
+    monkeypatch.setattr(Sequential, "__init__", noted)
+    gc.disable()  # which would find it, some time later
+    try:
+        needed(lab.make_job())
+        engine, _ = choose_engine("vectorised", lab.make_job())
+        quick_step(lab.make_job())
+    finally:
+        gc.enable()
+    assert engine.name == "vectorised"
+    assert len(left) >= 3
+    assert not any(one() is not None for one in left)
+
+
+def test_what_is_free_is_asked_before_anything_is_made(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = needed(lab.make_job(shared_start=True))
+    assert need is not None
+    free = iter([float(need.of(3, 3)), *[0.0] * 9])
+    monkeypatch.setattr(memory, "free_bytes", lambda: next(free))
+    engine, line = choose_engine("vectorised", lab.make_job(shared_start=True))
+    assert (engine.name, line) == ("vectorised", None)
+
+
+def test_pictures_in_memory_are_counted(lab: SimpleNamespace) -> None:
+    pixels = torch.zeros(10, 3, 4, 4, dtype=torch.uint8)
+    inputs = ImageInputs(HeldPixels(pixels), Units([0.0] * 3, [1.0] * 3))
+    job = dataclasses.replace(lab.make_job(), inputs=inputs, device=torch.device("meta"))  # which is not where they are
+    assert memory._copied(job) == 10 * 3 * 4 * 4 + job.targets.nbytes
+    assert "in_memory=False" in memory._less_data(job)
+    assert "in_memory" not in memory._less_data(lab.make_job())
 
 
 def test_a_job_that_cannot_be_trained_is_not_judged(lab: SimpleNamespace) -> None:
@@ -89,7 +140,7 @@ def test_data_that_cannot_be_brought_to_the_device_are_refused(
     lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda: 8.0 * 64 * 5 - 1)
-    with pytest.raises(InputError, match=WHOLE + "data of fewer rows, or data that is not held .in_memory=False"):
+    with pytest.raises(InputError, match=WHOLE + r"data of fewer rows\.$"):
         choose_engine("auto", lab.make_job())
 
 

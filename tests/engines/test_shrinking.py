@@ -1,6 +1,7 @@
 """Where memory runs out on the way, fewer tasks go through a pass at once, and the run is what it would have been."""
 
 import copy
+import json
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from kinfold.engines import Job, choose_engine, vectorised
 from kinfold.engines.devices import Devices
@@ -245,3 +247,76 @@ def test_devices_go_back_together(lab: SimpleNamespace, job: Job, monkeypatch: p
     again = Devices(job, devices=[torch.device("cpu")] * 2)
     again.restore(*devices.state())
     assert [share.together for share in again._engines] == [2, 2]
+
+
+def test_shares_that_shrank_are_as_small_when_resumed(lab: SimpleNamespace, job: Job) -> None:
+    """Shares of two and three tasks, of which one shrank."""
+    devices, again = (Devices(job, devices=[torch.device("cpu")] * 2) for _ in range(2))
+    devices._engines[1].shrink("as told")
+    devices.train(Segment(1))
+    tensors, values = devices.state()[0], json.loads(json.dumps(devices.state()[1]))
+    again.restore(tensors, values)
+    assert [share.together for share in again._engines] == [2, 2]
+    assert values["together"] == [None, None, 2, 2, 2]
+    for engine in (devices, again):
+        engine.train(Segment(2))
+    states = [engine.state()[0] for engine in (devices, again)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    alone = Vectorised(job)
+    alone.restore(tensors, values)
+    assert alone.together == 2
+    again.restore(tensors, {name: value for name, value in values.items() if name != "together"})
+    assert [share.together for share in again._engines] == [2, 3]  # checkpoints of before it was kept
+
+
+def test_dropout_goes_by_the_tasks_that_step_together(lab: SimpleNamespace) -> None:
+    job = lab.make_job(tasks=4, model=lambda: nn.Sequential(nn.Dropout(0.5), lab.network()))
+    whole, small = Vectorised(job), Vectorised(job)
+    small.shrink("as told")
+    losses = [engine.train(Segment(1)) for engine in (whole, small)]
+    assert not torch.allclose(*losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("why", ["no room", "one at a time"])
+def test_no_copies_are_made_where_they_are_of_no_use(
+    lab: SimpleNamespace, job: Job, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    engine = going_back(job)
+    if why == "one at a time":
+        engine.together = 1
+    else:
+        monkeypatch.setattr("kinfold.engines.local.free_bytes", lambda: engine.kept_bytes() - 1.0)
+    monkeypatch.setattr(Vectorised, "kept", lambda self: pytest.fail("copies are made"))
+    engine.train(Segment(1))
+    assert not engine.returns
+
+
+def test_copies_are_as_large_as_is_said(job: Job) -> None:
+    engine = going_back(job)
+    engine.train(Segment(1, 0, 3))
+    copied: list[int] = []
+    to = torch.Tensor.to
+
+    def counted(self: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        copied.append(self.nbytes)
+        return to(self, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.Tensor, "to", counted)
+        engine.kept()
+    assert engine.kept_bytes() == sum(copied) > 0
+
+
+def test_going_back_takes_no_memory_and_counts_no_row_twice(job: Job) -> None:
+    engine = going_back(job)
+    engine.train(Segment(1, 0, 1))  # half of an optimizer's step of two batches
+    sums = {name: value for own, _ in engine._accumulated.values() for name, value in own.items()}
+    before, visits = {name: value.clone() for name, value in sums.items()}, engine.visits()
+    back = engine.kept()
+    engine.train(Segment(1, 1, None))
+    assert engine.visits() > visits
+    back()
+    assert engine.visits() == visits
+    ((own, count),) = engine._accumulated.values()
+    assert count == 1
+    assert all(own[name] is value and torch.equal(value, before[name]) for name, value in sums.items())

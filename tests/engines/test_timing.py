@@ -66,7 +66,7 @@ def test_short_training_is_not_timed(lab: SimpleNamespace, monkeypatch: pytest.M
 def test_what_takes_too_much_memory_is_not_stacked(
     lab: SimpleNamespace, took: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one_at_once = memory.needed(lab.make_job()).of(tasks=3, at_once=1)
+    one_at_once = memory.needed(lab.make_job(), 2.0**40).of(tasks=3, at_once=1)
     monkeypatch.setattr(memory, "free_bytes", lambda: float(one_at_once))
     asked = took(sequential=0.002, workers=0.001)
     engine, _ = choose_engine("auto", lab.make_job(), steps=LONG)

@@ -2,11 +2,13 @@
 
 A reader may do two things with a file: read it, or refuse it with an `InputError` of one line. Anything else is a
 finding: another exception, ten seconds of processor time, a file written or removed outside of the target's own
-folder, a process started, a socket opened, a module imported that was none of the readers' own.
+folder, a process started, a socket opened, a module asked for that is none of the readers' own (`_OWN`).
 """
 
 import gzip
+import importlib.util
 import io
+import os
 import random
 import shutil
 import signal
@@ -155,6 +157,18 @@ def _configured(path: Path) -> None:
     configured(TRAIN, KEYS, {"resume": False, "config": str(path)})
 
 
+def _saved_rows(folder: Path) -> None:
+    """A folder as `save_to_disk` of `datasets` leaves it, of pictures or of a table, but for its rows."""
+    for path in (CORPUS / "saved-rows-beside").iterdir():
+        folder.joinpath(path.name).write_bytes(path.read_bytes())
+
+
+def _of_saved(path: Path) -> None:
+    dataset = read(path.parent)
+    dataset.fit(np.arange(len(dataset)))
+    dataset.fingerprints()
+
+
 def _checkpoint(path: Path) -> None:
     saved = Checkpoints(path.parent).latest()
     assert saved is not None
@@ -169,6 +183,7 @@ TARGETS: Mapping[str, Target] = {
     "ts": Target("a.ts", _labelled),
     "parquet": Target("a.parquet", _table),
     "arrow": Target("a.arrow", _table),
+    "saved rows": Target("data-00000-of-00001.arrow", _of_saved, beside=_saved_rows),
     "npz": Target("a.npz", _labelled),
     "npz member": Target("a.npz", from_npz, _zipped),
     "npy": Target("X.npy", _labelled, beside=lambda folder: np.save(folder / "y.npy", np.array([0, 1, 0]))),
@@ -196,6 +211,8 @@ TARGETS: Mapping[str, Target] = {
     "config.yaml": Target("config.yaml", _run, beside=_run_directory),
     "report": Target("result.json", partial(_run, report=True), beside=_run_directory),
 }
+if importlib.util.find_spec("datasets") is None:
+    TARGETS = {name: target for name, target in TARGETS.items() if name != "saved rows"}
 """Every reader, by name. Those of a run directory are given the files of a small run, one of them hostile."""
 
 
@@ -258,11 +275,48 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     folder, seen = _watched[-1]
     if event in _FORBIDDEN:
         seen.append(f"{event} {arguments[:2]!r}"[:200])
-    elif event != "open" or (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
+    elif event != "open" or _writes(*arguments[1:3]):
         for path in arguments[:1] if event == "open" else arguments[:2]:
-            if isinstance(path, (str, Path)) and not Path(path).absolute().is_relative_to(folder):
-                cached = "__pycache__" in str(path)  # of a module that is imported for the first time
-                seen.extend([] if cached else [f"{event} {path}"])
+            if not isinstance(path, (str, bytes, os.PathLike)):  # a descriptor, whose file was opened before
+                continue
+            there = Path(os.fsdecode(path)).absolute()
+            cached = "__pycache__" in there.parts  # of a module that is imported for the first time
+            if not cached and there not in _NOWHERE and not there.is_relative_to(folder):
+                seen.append(f"{event} {there}"[:200])
+
+
+class _Asked:
+    """Sees every module that is asked for and not there yet, and finds none: of a call of importlib no hook hears."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        root = name.partition(".")[0]
+        if _watched and root not in _OWN and root not in sys.stdlib_module_names and root not in _before:
+            _watched[-1][1].append(f"import {name}"[:200])
+
+
+def _writes(mode: object, flags: object) -> bool:
+    """Whether a file is opened for writing: by `open`, which has a mode, or by `os.open`, which has flags alone."""
+    if isinstance(mode, str):
+        return bool(set(mode) & set("wax+"))
+    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
+
+
+_NOWHERE = (Path(os.devnull),)
+_OWN = {
+    *("kinfold", "torch", "torchmetrics", "numpy", "pandas", "pyarrow", "PIL", "yaml", "safetensors", "jsonargparse"),
+    *(
+        "pydantic",
+        "docstring_parser",
+        "typeshed_client",
+        "omegaconf",
+        "jsonschema",
+        "typing_extensions",
+        "importlib_metadata",
+    ),
+    *("scipy", "sklearn", "matplotlib", "datasets", "beartype", "jaxtyping", "olefile", "defusedxml", "attr", "attrs"),
+}
+_before = {name.partition(".")[0] for name in sys.modules}
+"""What the readers import when they need it; and what was there before they were called."""
 
 
 @contextmanager
@@ -272,9 +326,12 @@ def _guarded(folder: Path) -> Iterator[list[str]]:
         sys.addaudithook(_hook)
         sys._kinfold_fuzzing = True  # type: ignore[attr-defined]
     _watched.append((folder.absolute(), []))
+    asked: Any = _Asked()
+    sys.meta_path.insert(0, asked)
     try:
         yield _watched[-1][1]
     finally:
+        sys.meta_path.remove(asked)
         _watched.pop()
 
 

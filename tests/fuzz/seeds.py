@@ -53,6 +53,18 @@ def table(form: str) -> bytes:
     return file.getvalue()
 
 
+def saved_rows() -> dict[str, bytes]:
+    """The files of a small data set of pictures, as `save_to_disk` of `datasets` writes them."""
+    import datasets
+
+    features = datasets.Features({"i": datasets.Image(), "l": datasets.ClassLabel(names=["u", "v"])})
+    pixels = np.arange(4 * 27, dtype=np.uint8).reshape(4, 3, 3, 3)
+    rows = datasets.Dataset.from_dict({"i": list(pixels), "l": [0, 1, 0, 1]}, features=features)
+    with tempfile.TemporaryDirectory() as folder:
+        rows.save_to_disk(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 def wav(tag: int, bits: int, channels: int = 1, rate: int = 8000) -> bytes:
     sound = bytes(range(64)) * (bits // 8)
     form = struct.pack("<HHIIHH", tag, channels, rate, rate * channels * bits // 8, channels * bits // 8, bits)
@@ -133,6 +145,7 @@ def seeds() -> dict[str, list[bytes]]:
         "ts": [TS.encode(), b"@targetLabel true\n@data\n1,2:0.5\n3:1e3\n"],
         "parquet": [table("parquet")],
         "arrow": [table("arrow")],
+        "saved rows": [saved_rows()["data-00000-of-00001.arrow"]],
         "npz": [npz(X=np.eye(3, dtype=np.float32), y=np.array([0, 1, 0]))],
         "npz member": [npy(np.eye(3, dtype=np.float32)), npy(np.arange(12, dtype=">i2").reshape(3, 2, 2))],
         "npy": [npy(np.eye(3, dtype=np.float32)), npy(np.zeros((3, 2, 2), dtype=np.uint8))],
@@ -176,6 +189,11 @@ def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for number, content in enumerate(contents):
             (folder / f"seed-{number}").write_bytes(content)
+    beside = CORPUS / "saved-rows-beside"
+    beside.mkdir(exist_ok=True)
+    for name, content in saved_rows().items():
+        if not name.endswith(".arrow"):
+            (beside / name).write_bytes(content)
 
 
 if __name__ == "__main__":

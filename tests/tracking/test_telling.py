@@ -16,6 +16,7 @@ import kinfold
 from kinfold import files
 from kinfold.cli import main
 from kinfold.errors import InputError, RunError
+from kinfold.importing import only_parts
 from kinfold.tracking import TRACKERS, Ending, Session, Status, Told, TrackedRun, Tracker, telling
 
 
@@ -261,3 +262,17 @@ def test_a_package_that_is_not_installed(track, tmp_path, monkeypatch, name):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     with pytest.raises(InputError, match=rf"{name} needs \w+; pip install 'kinfold\[tracking\]'"):
         track(name, tmp_path / "mine")
+
+
+def test_which_run_of_a_tracker_to_go_on_with_is_not_another_partys_to_say(tmp_path):
+    mark = tmp_path / "theirs" / "tracking" / "keeping.json"
+    files.write_json(mark, {"times": 1})
+    run = TrackedRun("theirs", tmp_path / "theirs", {}, 2, "validation/accuracy", None)
+    tracker = Keeping(fails_in="start")
+    with (
+        only_parts("theirs"),
+        pytest.raises(InputError, match=r"tracking: theirs names .*keeping.json', which says which run of keeping"),
+    ):
+        telling._started(tracker, run)
+    with pytest.raises(InputError, match="cannot be started"):  # it is tried
+        telling._started(tracker, run)

@@ -16,7 +16,7 @@ from kinfold.cli.base import Command, Given, Json, declare_trust
 from kinfold.cli.schemas import schema_text
 from kinfold.cli.sources import constant_in, defaults_in
 from kinfold.errors import InputError, unknown
-from kinfold.importing import is_part_name, only_parts
+from kinfold.importing import may_be_named, only_parts
 from kinfold.yaml_files import Located, read_located, yaml_text
 
 _Kind: TypeAlias = Literal["classification", "regression"]
@@ -317,15 +317,51 @@ def _from_file(command: Command, keys: Mapping[str, Key], path: Path, flags: Giv
 
 def interrupted(command: str, folder: Path | None, values: Given) -> str:
     """Returns what is said of an interrupt: whether there is something to go on with, and how."""
-    from kinfold.config import names_in
-
     if folder is None or not (folder / _RECORDS[command]).exists():
         return "interrupted before training began; nothing was written."
-    tracking = values.get("tracking")
-    own = any(_OWN_CODE.fullmatch(name) and not is_part_name(name) for name in names_in(values))
-    own |= any(isinstance(one, Mapping) for one in (tracking if isinstance(tracking, list) else (tracking,)))
-    trust = " --trust" if own else ""
+    trust = " --trust" if _is_refused(values, folder) else ""
     return f"interrupted; go on with: kinfold {command} --resume{trust} --out {shlex.quote(str(folder))}"
 
 
-_OWN_CODE = re.compile(r"(?!(timm|torchvision|hf):)[^\W\d][\w.]*:(?!test$)[^\W\d][\w.]*")
+def _is_refused(values: Given, folder: Path) -> bool:
+    """Whether going on in a directory refuses what its configuration names, unless it is trusted."""
+    from kinfold.assembling import resolve_trackers
+    from kinfold.models.hubs import check_hub_model, hub_of
+
+    with only_parts(str(folder)):
+        try:
+            resolve_trackers(values.get("tracking", ()), folder)
+            model = values.get("model")
+            if isinstance(model, dict) and hub_of(str(model.get("name"))) is not None:
+                check_hub_model(model["name"], {name: value for name, value in model.items() if name != "name"})
+            return not all(map(may_be_named, _code_in(values)))
+        except InputError:
+            return True
+
+
+def _code_in(values: Given) -> Iterator[str]:
+    """Yields the names of code in a configuration: `package.module:name` or, where it is no file, with dots alone."""
+    for key in _CODE:
+        for name, dotted in _texts(values.get(key), key not in _FILES):
+            path = _PATH.fullmatch(name)
+            if path is not None and (dotted or ":" in name) and path["module"] not in _OF_PACKAGES:
+                yield name
+
+
+def _texts(value: Any, dotted: bool) -> Iterator[tuple[str, bool]]:
+    """Yields (a text in a value, whether it may be the name of code without a colon)."""
+    if isinstance(value, str):
+        yield value, dotted
+    for name, one in value.items() if isinstance(value, Mapping) else ():
+        yield from _texts(one, name == "class_path")
+    for one in value if isinstance(value, (list, tuple)) else ():
+        yield from _texts(one, dotted)
+
+
+_CODE = (
+    *("data", "test", "model", "optimizer", "scheduler", "loss", "metric", "splits", "transfer", "methods"),
+    *("candidates", "compression", "arms"),
+)
+_FILES = ("data", "test", "splits")  # what has dots alone is a file there
+_OF_PACKAGES = ("timm", "torchvision", "hf")
+_PATH = re.compile(r"(?P<module>[^\W\d][\w.]*)[:.](?!test$)[^\W\d]\w*")

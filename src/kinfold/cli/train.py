@@ -84,16 +84,16 @@ def _summary(said: Json, folder: Path) -> str:
     but = "says little, since it trained on their rows" if distilled else "optimistic, since it was selected by"
     epochs = f"{said['epochs_run']} epochs{' of the tasks' if distilled else ''}"
     rows = {
-        "selected": printable(picked_words(said)),
+        "selected": picked_words(said),
         "validation score" if distilled else "selection score": f"{score}, {by}; {but}",
         "transfers": f"{transfers['accepted']} accepted of {transfers['proposed']} proposed",
         "engine": f"{said['engine']} on {said['device']}, {said['precision']}",
         "time": f"{cost['wall_seconds']:.1f} s, {epochs}, stopped by {said['stopped']}",
-        "run": printable(str(folder)),
-        "report": printable(str(folder / "report.html")),
+        "run": str(folder),
+        "report": str(folder / "report.html"),
     }
     width = max(map(len, rows)) + 2
-    return "\n".join([first, *(f"{name:{width}}{value}" for name, value in rows.items())])
+    return "\n".join([printable(first), *(f"{name:{width}}{printable(value)}" for name, value in rows.items())])
 
 
 TRAIN = Command("train", "Trains T networks on T splits and keeps the best one.", "DATA", _declare_train, _train)

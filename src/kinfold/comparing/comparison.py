@@ -346,6 +346,7 @@ def _check_folder(folder: Path | None, config: Mapping[str, Any], resume: bool) 
         return
     if not resume:
         raise InputError(f"out: {folder} already holds a comparison; choose another directory, or give resume.")
+    files.check_links(folder)
     before = files.read_yaml(record)
     for name, value in files.jsonable(dict(config)).items():
         if is_auto(value):  # what was chosen for it is what the comparison has

@@ -26,6 +26,7 @@ from kinfold.data.table import TableDataset
 from kinfold.data.targets import make_target, row_values
 from kinfold.errors import InputError
 from kinfold.importing import one_line
+from kinfold.processes import free_bytes
 
 WAV_ENDINGS = (".wav", ".wave")
 """How the names of sound files end."""
@@ -315,7 +316,7 @@ class AudioEncoder(Encoder):
 
     def encode(self, features: Any) -> Inputs:
         paths = self._paths(features)
-        if 4 * len(paths) * math.prod(self.input_shape) > HELD_BYTES:
+        if 4 * len(paths) * math.prod(self.input_shape) > min(HELD_BYTES, free_bytes()):
             return RecordingInputs(paths, self._row, self.input_shape)
         values = np.empty((len(paths), *self.input_shape), dtype=np.float32)
         for number, path in enumerate(paths):

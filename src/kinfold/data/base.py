@@ -78,6 +78,10 @@ class Inputs(abc.ABC):
         del device, dtype
         return self
 
+    def held(self) -> Sequence[Tensor]:
+        """Returns the tensors that `to` brings to a device; none where rows are read as they are asked for."""
+        return ()
+
 
 class TensorInputs(Inputs):
     """Rows held in one tensor [N, …], once, whatever the number of tasks."""
@@ -94,6 +98,9 @@ class TensorInputs(Inputs):
     def to(self, device: torch.device, dtype: torch.dtype) -> "TensorInputs":
         floating = self.values.is_floating_point()
         return TensorInputs(self.values.to(device, dtype if floating else self.values.dtype))
+
+    def held(self) -> Sequence[Tensor]:
+        return (self.values,)
 
 
 def every_row(inputs: Inputs) -> Rows:

@@ -85,7 +85,7 @@ class NumberColumn(Column):
         missing = np.isnan(values)
         with np.errstate(over="ignore"):
             scaled = ((np.where(missing, self.fill, values) - self.shift) / self.scale).astype(np.float32)
-        _require_finite(scaled, series, self.name)
+        _require_finite(scaled, series, self.name, "too far from the rows that the column was fitted to")
         return np.stack([scaled, missing] if self.indicator else [scaled], axis=1, dtype=np.float32)
 
 
@@ -190,12 +190,14 @@ def numbers_of(series: "pandas.Series[Any]", name: str, sort: Sort) -> Float64[n
     return numbers
 
 
-def _require_finite(numbers: Shaped[np.ndarray, " N"], series: "pandas.Series[Any]", name: str) -> None:
+def _require_finite(
+    numbers: Shaped[np.ndarray, " N"], series: "pandas.Series[Any]", name: str, fault: str = "no finite float32"
+) -> None:
     bad = np.abs(numbers) > np.finfo(np.float32).max
     if bad.any():
         row = int(bad.argmax())
         raise InputError(
-            f"data: column {name!r}, row {row} holds {series.iloc[row]}, which is no finite float32; "
+            f"data: column {name!r}, row {row} holds {series.iloc[row]}, which is {fault}; "
             "correct it or leave it empty."
         )
 

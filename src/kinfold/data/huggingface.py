@@ -1,12 +1,13 @@
 """Data sets of Hugging Face `datasets`: in memory, and as `save_to_disk` leaves them in a folder."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kinfold.data.image_files import named_picture, open_image
 from kinfold.data.pictures import Images, stacked_pictures
 from kinfold.errors import InputError, unknown
 from kinfold.importing import one_line
@@ -46,10 +47,26 @@ def from_disk(folder: Path, part: str | None = None) -> Any:
     except Exception as error:  # pyarrow has many errors for a damaged file
         raise InputError(f"data: {folder} is damaged ({one_line(error)}); remove it, and write it again.") from None
     if is_parts(found):
-        return part_of(found, part or "train", str(folder))
+        return _checked(part_of(found, part or "train", str(folder)), folder)
     if part is not None:
         raise InputError(f"data: {folder} is not divided into parts; leave ':{part}' out.")
-    return found
+    return _checked(found, folder)
+
+
+def _checked(rows: Any, folder: Path) -> Any:
+    """Returns a saved part, whose files may be anybody's, if nothing in it leads elsewhere."""
+    try:
+        rows.data.table.validate(full=True)  # Arrow trusts what it reads: offsets that lead out of its memory
+    except Exception as error:
+        raise InputError(f"data: {folder} is damaged ({one_line(error)}); remove it, and write it again.") from None
+    for name, feature in rows.features.items():
+        chunks = rows.data.column(name).chunks if isinstance(feature, sys.modules["datasets"].Image) else ()
+        if any(chunk.field("bytes").null_count for chunk in chunks):  # an address may be named, and would be fetched
+            raise InputError(
+                f"data: {folder}: column {name!r} has rows without a picture, or that name one elsewhere; write it "
+                "again with the pictures in it (save_to_disk)."
+            )
+    return rows
 
 
 def part_of(parts: Mapping[str, Any], part: str, source: str) -> Any:
@@ -86,16 +103,15 @@ def labelled(rows: Any, target: str | None, beside: Sequence[str], source: str) 
         target = classes[0]
     if target not in rows.features:
         raise unknown("target", target, rows.features)
-    values = rows[target]
+    values = rows.select_columns([target]).with_format("arrow")[:][target].to_pylist()  # nothing is decoded
     feature = rows.features[target]
     if isinstance(feature, module.ClassLabel):
         numbers = np.array([-1 if value is None else value for value in values])
-        if (numbers < 0).any():
-            row = int((numbers < 0).argmax())
+        unlabelled = (numbers < 0) | (numbers >= len(feature.names))
+        if unlabelled.any():
+            row = int(unlabelled.argmax())
             raise InputError(f"data: {source}: row {row} has no label; drop it, or choose a part that has them.")
         values = [feature.names[number] for number in numbers]
-    else:
-        values = list(values)
     return features_of(rows, source, (target,), beside), values, target
 
 
@@ -111,16 +127,13 @@ def features_of(rows: Any, source: str, without: Sequence[str] = (), beside: Seq
         beside: columns that must stay, which pictures have no place for.
 
     Raises:
-        InputError: several columns of pictures, or pictures that differ in size.
+        InputError: several columns of pictures, pictures that differ in size, or one that cannot be read.
     """
     module = sys.modules["datasets"]
     names = [name for name in rows.features if name not in without]
     pictures = [name for name in names if isinstance(rows.features[name], module.Image)]
     if len(pictures) == 1 and not beside:
-        images: Images = stacked_pictures(
-            (row[pictures[0]] for row in rows.select_columns(pictures)), len(rows), source
-        )
-        return images
+        return _pictures(rows, pictures[0], source)
     if pictures:
         raise InputError(f"data: {source}: pictures stand beside {', '.join((*pictures[1:], *beside))}; leave one out.")
     frame = rows.select_columns(names).to_pandas()
@@ -130,3 +143,26 @@ def features_of(rows: Any, source: str, without: Sequence[str] = (), beside: Seq
             known = dict(enumerate(feature.names))
             frame[name] = frame[name].map(known)
     return frame
+
+
+def _pictures(rows: Any, column: str, source: str) -> Images:
+    """Decodes a column of pictures, by the decoders that picture files are read with; none is fetched from anywhere."""
+    from PIL.ImageOps import exif_transpose
+
+    module = sys.modules["datasets"]
+    mode = rows.features[column].mode
+    held = rows.select_columns([column]).with_format(None).cast_column(column, module.Image(mode=mode, decode=False))
+
+    def decoded() -> Iterator[Any]:
+        for number, row in enumerate(held):
+            picture = row[column]
+            if picture is None:
+                raise InputError(f"data: {source}: row {number} has no picture; drop it.")
+            content: Path | bytes = Path(picture["path"] or "") if picture["bytes"] is None else picture["bytes"]
+            called = f"data: {source}: row {number}" if isinstance(content, bytes) else str(content)
+            with open_image(content, called) as image, named_picture(content, called):
+                upright = exif_transpose(image)
+                yield upright if mode in (None, upright.mode) else upright.convert(mode)
+
+    images: Images = stacked_pictures(decoded(), len(held), source)
+    return images

@@ -18,7 +18,7 @@ from kinfold.data.base import Dataset, Kind, Label
 from kinfold.data.images import images_or_arrays
 from kinfold.errors import InputError
 from kinfold.importing import one_line
-from kinfold.limits import max_bytes
+from kinfold.limits import most_of
 
 _BLOCK = 1 << 20
 _NAME = re.compile(r".*images(.*\.idx|[.-]idx\d-ubyte)(\.gz)?")
@@ -32,8 +32,8 @@ def read_idx(path: Path) -> Shaped[np.ndarray, "..."]:
         path: an idx file, compressed if its name ends `.gz`.
 
     Raises:
-        InputError: no such file; one that is damaged, cut short, too long, not idx, or of more than `max_bytes()`
-            once decompressed.
+        InputError: no such file; one that is damaged, cut short, too long, not idx, or of more than
+            `limits.most_of` its size once decompressed.
 
     Example:
         >>> import tempfile
@@ -47,7 +47,7 @@ def read_idx(path: Path) -> Shaped[np.ndarray, "..."]:
         if path.suffix.lower() == ".gz":
             with gzip.open(path, "rb") as file:
                 dtype, shape, size, _ = _header(path, file)
-                if size > max_bytes():  # one that is not packed is mapped, of any size
+                if size > most_of(path.stat().st_size):  # one that is not packed is mapped, of any size
                     raise InputError(f"{path}: claims {size} bytes; unpack it, or raise KINFOLD_MAX_BYTES.")
                 content = bytearray()  # no more than there is, whatever the header claims
                 while len(content) <= size and (block := file.read(min(_BLOCK, size + 1 - len(content)))):

@@ -4,6 +4,7 @@ Legend: N images, C channels, H height, W width; B a batch.
 """
 
 import abc
+import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from kinfold.data.streamed import check_num_workers
 from kinfold.errors import InputError
 from kinfold.importing import one_line
 from kinfold.limits import max_pixels
-from kinfold.processes import check_room
+from kinfold.processes import check_room, free_bytes
 
 if TYPE_CHECKING:  # an extra
     from PIL.Image import Image
@@ -142,8 +143,8 @@ class ImageFiles:
             median height and the median width; in either case scaled down to a longer side of `LARGEST_SIDE`.
             Resizing keeps all of a picture: its sides may be scaled differently.
         column: the column of the table that named the files, or None.
-        in_memory: whether the pictures are decoded once and held; default where they take no more than `HELD_BYTES`.
-            Others are decoded as they are needed (see `kinfold.data.streamed`).
+        in_memory: whether the pictures are decoded once and held; default where they take no more than `HELD_BYTES`,
+            and no more than is free. Others are decoded as they are needed (see `kinfold.data.streamed`).
         num_workers: how many processes then decode; default as many as this one may use CPUs.
 
     Raises:
@@ -194,7 +195,7 @@ class ImageFiles:
         """
         if self._pixels is None or self._pixels.shape != shape:
             size = len(self) * shape[0] * shape[1] * shape[2]
-            held = size <= HELD_BYTES if self._in_memory is None else self._in_memory
+            held = size <= min(HELD_BYTES, free_bytes()) if self._in_memory is None else self._in_memory
             if held:
                 check_room(size, f"{len(self)} pictures", "have them decoded as they are needed (in_memory=False)")
             self._pixels = HeldPixels(self._all(shape)) if held else FilePixels(self, shape)
@@ -206,7 +207,7 @@ class ImageFiles:
         Raises:
             InputError: the file is damaged, or gone.
         """
-        with _named(self.paths[row]):
+        with named_picture(self.paths[row], str(self.paths[row])):
             return _decoded(self.paths[row], shape)
 
     def _all(self, shape: Shape) -> UInt8[Tensor, "N C H W"]:
@@ -219,8 +220,12 @@ class ImageFiles:
         return images
 
 
-def open_image(path: Path) -> "Image":
+def open_image(source: Path | bytes, called: str = "") -> "Image":
     """Returns a picture whose header has been read, to be closed by the caller.
+
+    Args:
+        source: its file, or what would stand in it.
+        called: what it is called, for messages; default the file's path.
 
     Raises:
         InputError: Pillow is not installed, or the file is missing, is no picture, or has more than `max_pixels()`.
@@ -228,14 +233,15 @@ def open_image(path: Path) -> "Image":
     _require_pillow()
     from PIL import Image
 
-    with _named(path), warnings.catch_warnings():
+    called = called or str(source)
+    with named_picture(source, called), warnings.catch_warnings():
         # Of more than our own limit; of more than twice theirs it is an error in any case.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(path, formats=_DECODERS)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_DECODERS)
     if image.width * image.height > max_pixels():
         image.close()
         raise InputError(
-            f"{path}: has {image.width} × {image.height} pixels; make it smaller, or raise KINFOLD_MAX_PIXELS "
+            f"{called}: has {image.width} × {image.height} pixels; make it smaller, or raise KINFOLD_MAX_PIXELS "
             f"({max_pixels()})."
         )
     return image
@@ -243,7 +249,7 @@ def open_image(path: Path) -> "Image":
 
 def _header(path: Path) -> tuple[bool, int, int]:
     """Returns (whether it is grey, upright height, upright width) from the first bytes of a file."""
-    with open_image(path) as image, _named(path):
+    with open_image(path) as image, named_picture(path, str(path)):
         width, height = image.size
         # Only where the tags are there by now: of some formats the whole file would be read for them.
         if "exif" in image.info and image.getexif().get(_ORIENTATION) in _TURNED:
@@ -289,17 +295,18 @@ def _eight_bits(image: "Image") -> "Image":
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Turns what Pillow raises, which may be anything, into one line that names the file."""
+def named_picture(source: Path | bytes, called: str) -> Iterator[None]:
+    """Turns what Pillow raises, which may be anything, into one line that names the picture (see `open_image`)."""
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
+        raise InputError(f"{called}: no such file.") from None
     except InputError:
         raise
     except Exception as error:
-        why = "the file is empty" if path.is_file() and not path.stat().st_size else one_line(error)
-        raise InputError(f"{path}: cannot be read as a picture ({why}); replace or remove it.") from None
+        empty = not source if isinstance(source, bytes) else source.is_file() and not source.stat().st_size
+        why = "the file is empty" if empty else one_line(error)
+        raise InputError(f"{called}: cannot be read as a picture ({why}); replace or remove it.") from None
 
 
 def _decoding() -> ThreadPoolExecutor:

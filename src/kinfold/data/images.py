@@ -83,6 +83,9 @@ class ImageInputs(Inputs):
     def to(self, device: torch.device, dtype: torch.dtype) -> "ImageInputs":
         return ImageInputs(self._pixels.to(device), self._units.to(device, dtype))
 
+    def held(self) -> Sequence[Tensor]:
+        return (self._pixels.values,)
+
 
 @final
 class StreamedImages(Streamed):

@@ -10,7 +10,7 @@ from kinfold.data.base import Dataset, Kind, Label
 from kinfold.data.images import images_or_arrays
 from kinfold.errors import InputError
 from kinfold.importing import one_line
-from kinfold.limits import max_bytes
+from kinfold.limits import most_of
 
 FEATURES = ("X", "x", "features", "data")
 TARGETS = ("y", "labels", "targets", "target")
@@ -26,8 +26,8 @@ def from_npz(path: Path, *, kind: Kind | None = None, labels: Sequence[Label] | 
         labels: the classes of an earlier run, in its order.
 
     Raises:
-        InputError: no such file, a damaged archive, one that unpacks to more than `max_bytes()`, pickled objects in it,
-            no array of the needed names, and all that `from_arrays` and `from_pixels` raise.
+        InputError: no such file, a damaged archive, one that unpacks to more than `limits.most_of` its size, pickled
+            objects in it, no array of the needed names, and all that `from_arrays` and `from_pixels` raise.
     """
     arrays = _read_npz(path)
     return images_or_arrays(
@@ -57,7 +57,7 @@ def _read_npz(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
             if isinstance(archive, np.ndarray):
                 raise TypeError("it is one array without a name")
             size = sum(member.file_size for member in archive.zip.infolist())
-            if size > max_bytes():
+            if size > most_of(path.stat().st_size):
                 raise ValueError(f"it unpacks to {size} bytes; where it is to, raise KINFOLD_MAX_BYTES")
             arrays = {name: archive[name] for name in archive.files}
             for name, array in arrays.items():

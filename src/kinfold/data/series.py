@@ -57,6 +57,9 @@ class MaskedInputs(Inputs):
     def to(self, device: torch.device, dtype: torch.dtype) -> "MaskedInputs":
         return MaskedInputs(self.values.to(device, dtype), self.lengths.to(device))
 
+    def held(self) -> Sequence[Tensor]:
+        return (self.values, self.lengths)
+
 
 @dataclass(frozen=True)
 class SeriesEncoder(Encoder):

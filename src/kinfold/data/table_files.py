@@ -15,7 +15,7 @@ from kinfold.data.targets import as_written
 from kinfold.errors import InputError, unknown
 from kinfold.files import inert, write_bytes
 from kinfold.importing import one_line
-from kinfold.limits import max_bytes
+from kinfold.limits import most_of
 
 if TYPE_CHECKING:  # importing pandas takes long, and arrays do without it
     import pandas
@@ -27,6 +27,7 @@ MISSING_TARGETS = (*MISSING, "None")
 """What is read as missing where a target should be; `None` may be a category of a feature."""
 
 _ROWS_AT_ONCE = 4096  # of a Parquet file: few, since a value that is written once may be repeated in each
+_CELL = 8  # bytes of most cells of a table in memory, however few they take in a file
 _DELIMITERS = (",", ";", "\t")
 
 
@@ -142,7 +143,8 @@ def read_parquet(path: Path) -> "pandas.DataFrame":
     """Returns a Parquet file as a table.
 
     Raises:
-        InputError: pyarrow is not installed, no such file, a damaged file, one that unpacks to more than `max_bytes()`.
+        InputError: pyarrow is not installed, no such file, a damaged file, one that unpacks to more than
+            `limits.most_of` its size, or a column of lists or structures.
     """
     _require_pyarrow(path)
     from pyarrow import parquet
@@ -150,9 +152,10 @@ def read_parquet(path: Path) -> "pandas.DataFrame":
     content = read_bytes(path)
     try:
         file = parquet.ParquetFile(io.BytesIO(content))
-        if file.metadata.num_rows * len(file.schema_arrow) > max_bytes():  # a byte a cell, at the very least
-            raise _too_much()
-        return _frame(file.schema_arrow, file.iter_batches(_ROWS_AT_ONCE))
+        most = most_of(len(content))
+        if file.metadata.num_rows * len(file.schema_arrow) * _CELL > most:
+            raise _too_much(most)
+        return _frame(file.schema_arrow, file.iter_batches(_ROWS_AT_ONCE), most)
     except Exception as error:  # pyarrow has many errors for a damaged file
         raise InputError(f"{path}: cannot be read as Parquet ({one_line(error)}).") from None
 
@@ -161,43 +164,49 @@ def read_arrow(path: Path) -> "pandas.DataFrame":
     """Returns an Arrow or Feather file as a table; Arrow in the form of files or of streams.
 
     Raises:
-        InputError: pyarrow is not installed, no such file, a damaged file, one that unpacks to more than `max_bytes()`.
+        InputError: pyarrow is not installed, no such file, a damaged file, one that unpacks to more than
+            `limits.most_of` its size, or a column of lists or structures.
     """
     _require_pyarrow(path)
-    from pyarrow import feather, ipc
+    from pyarrow import ipc
 
     content = read_bytes(path)
     try:
-        if content.startswith(b"FEA1"):  # the first version, in which nothing is packed
-            frame: pandas.DataFrame = feather.read_table(io.BytesIO(content)).to_pandas()
-        elif content.startswith(b"ARROW1"):
+        most = most_of(len(content))
+        if content.startswith(b"FEA1"):
+            raise ValueError("Feather of the first version, which pyarrow gives up; write it again as version 2")
+        if content.startswith(b"ARROW1"):
             file = ipc.open_file(content)
-            frame = _frame(file.schema, map(file.get_batch, range(file.num_record_batches)))
+            frame = _frame(file.schema, map(file.get_batch, range(file.num_record_batches)), most)
         else:
             stream = ipc.open_stream(content)
-            frame = _frame(stream.schema, stream)
+            frame = _frame(stream.schema, stream, most)
     except Exception as error:  # pyarrow has many errors for a damaged file
         raise InputError(f"{path}: cannot be read as Arrow ({one_line(error)}).") from None
     return frame
 
 
-def _frame(schema: Any, batches: Iterable[Any]) -> "pandas.DataFrame":
-    """Returns batches of Arrow as a table, unpacking no more of them than the limit allows."""
-    from pyarrow import Table
+def _frame(schema: Any, batches: Iterable[Any], most: int) -> "pandas.DataFrame":
+    """Returns batches of Arrow as a table, unpacking no more bytes of them than `most`."""
+    from pyarrow import Table, types
 
+    for field in schema:
+        kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+        if types.is_nested(kind) or types.is_run_end_encoded(kind):  # of which a few bytes may be many values
+            raise ValueError(f"column {field.name[:40]!r} holds lists or structures; drop it")
     kept, size = [], 0
     for batch in batches:
         batch.validate(full=True)  # Arrow trusts what it reads: offsets that lead elsewhere, text that is none
-        size += batch.nbytes
-        if size > max_bytes():
-            raise _too_much()
+        size += max(batch.nbytes, batch.num_rows * batch.num_columns * _CELL)  # truth values are bits, and gaps nothing
+        if size > most:
+            raise _too_much(most)
         kept.append(batch)
     frame: pandas.DataFrame = Table.from_batches(kept, schema).to_pandas()
     return frame
 
 
-def _too_much() -> ValueError:
-    return ValueError(f"it unpacks to more than {max_bytes()} bytes; where it is to, raise KINFOLD_MAX_BYTES")
+def _too_much(most: int) -> ValueError:
+    return ValueError(f"it unpacks to more than {most} bytes; where it is to, raise KINFOLD_MAX_BYTES")
 
 
 def write_table(path: Path, frame: "pandas.DataFrame") -> None:

@@ -70,6 +70,8 @@ class Captures:
         allowed: asked after a first call, whether the function is one that always does the same.
         beside: whether graphs of others run at the same time. Then none is made of a function that draws: older
             versions of torch have one place for the seed of all graphs.
+        smaller: asked where memory runs out, whether whoever calls can make do with less: then that is raised, and else
+            taken for a capture that failed, since a graph's memory is its own.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Captures:
         device: torch.device,
         allowed: Callable[[], bool],
         beside: bool = False,
+        smaller: Callable[[], bool] = lambda: True,
     ):
+        self._smaller = smaller
         self._make, self._device, self._allowed, self._beside = make, device, allowed, beside
         self._kept: dict[Hashable, _Captured] = {}
         self._possible = True
@@ -128,6 +132,8 @@ class Captures:
                 graph = self._make(next((kept.graph for kept in self._kept.values()), None))
                 results = graph.capture(partial(function, *own))
         except Exception as error:  # whatever a model or a method does that a graph cannot hold
+            if isinstance(error, torch.OutOfMemoryError) and self._smaller():
+                raise
             _LOG.debug("steps of training are not captured: %s", error)
             self._kept = {}
             return None

@@ -89,10 +89,11 @@ def choose_engine(
             raise InputError(f"{argument}: {given!r} is for the engine cluster, and engine is {name!r}; leave it out.")
     codec = resolve_compression(compression)
     check_count(job.optimizer, job.tasks)  # of all, also where fewer are tried
-    need = None if name == "cluster" else needed(job)  # whose hosts have memory of their own
+    free = free_on(job.device)  # before anything is made that takes of it
+    need = None if name == "cluster" else needed(job, free)  # whose hosts have memory of their own
     if need is not None and name != "devices":  # of which each has its own share to hold
         at_once = min(job.tasks, {"workers": usable_cpus(), "streams": STREAMS}.get(name, 1))
-        check_fits(job, need, at_once, smaller="sequential" if at_once > 1 else None)
+        check_fits(job, need, free, at_once, smaller="sequential" if at_once > 1 else None)
     try:
         plain = Sequential(job if name != "cluster" else first_tasks(job, 1))  # beyond what one machine holds
     except InputError:
@@ -112,27 +113,29 @@ def choose_engine(
         ) from error
     if name == "sequential":
         return _by_best_threads(plain, steps), None
+    convolves, images = (
+        any(isinstance(layer, kind) for layer in plain.stack.module.modules()) for kind in (_ConvNd, nn.Conv2d)
+    )
+    plain.discard()
     if name == "streams":
-        del plain  # its memory
         return Streams(job), None
-    layers = list(plain.stack.module.modules())
-    convolves = any(isinstance(layer, _ConvNd) for layer in layers)
     if name == "cluster":
         # What a model draws itself depends, stacked, on what it is stacked with, and so on how tasks are shared out.
         stacks = not convolves and not draws and isinstance(_stacked(first_tasks(job, 2)), Vectorised)
-        del plain
         return _cluster(job, Vectorised if stacks else Sequential, resources, codec), None
-    crowded = need is not None and job.tasks > 1 and job.device.type == "cpu" and _crowded(name, job, need)
+    crowded = need is not None and job.tasks > 1 and job.device.type == "cpu" and _crowded(name, job, need, free)
     together = f"{job.tasks} tasks do not fit in memory together" if crowded else _stacked(job)
     stacks = isinstance(together, Vectorised)
+    if isinstance(together, Vectorised) and name in ("workers", "devices"):
+        together.discard()
     if name == "workers":
         return Workers(job, kind=_kind_of_workers(stacks, convolves)), None
     if name == "devices":
-        del plain, together
         return Devices(job, kind=Vectorised if stacks else Sequential), None
     if name == "auto" and _long(job, steps, stacks):
-        del plain, together  # their memory
-        return _fastest(job, stacks, convolves, any(isinstance(layer, nn.Conv2d) for layer in layers))
+        if isinstance(together, Vectorised):
+            together.discard()
+        return _fastest(job, stacks, convolves, images)
     if isinstance(together, Vectorised) and not (name == "auto" and job.tasks == 1):
         return together, None
     line = None if stacks else f"engine: sequential, since {together}."
@@ -191,9 +194,8 @@ def _by_best_threads(engine: Sequential, steps: int) -> Sequential:
     return engine
 
 
-def _crowded(name: str, job: Job, need: Need) -> bool:
+def _crowded(name: str, job: Job, need: Need, free: float) -> bool:
     """Whether all tasks' steps at once do not fit; or, where the form is ours to choose, would leave little room."""
-    free = free_on(job.device)
     return need.of(job.tasks, job.tasks) > free or (name == "auto" and job.tasks * need.step > free / 2)
 
 

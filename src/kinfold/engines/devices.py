@@ -94,13 +94,13 @@ class Devices(Sharing):
         for engine, tasks in zip(self._engines, self._shares, strict=True):
             for own in values["optimizers"][tasks]:
                 own["fused"] = engine.updater.fused  # so that a run that is resumed goes on with the same sums
-        shrunk = [engine.together for engine in self._engines if engine.together < engine.job.tasks]
-        return tensors, {**values, "visits": self._visits, "together": max(shrunk, default=values["together"])}
+        fewer = [count for engine in self._engines for count in engine.fewer()]
+        return tensors, {**values, "visits": self._visits, "together": fewer}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         self._whole.restore(tensors, values)
-        for engine in self._engines:
-            engine.together = min(engine.job.tasks, values["together"])
+        for engine, tasks in zip(self._engines, self._shares, strict=True):
+            engine.take_fewer(values.get("together", [])[tasks])  # older checkpoints do not say
         self._visits = self._whole.visits()
         for models in (_models, _snapshots):
             self._copy(models, here=False)

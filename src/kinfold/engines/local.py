@@ -39,7 +39,7 @@ from kinfold.methods.base import OWN, Batch, Context, Inner, Params, Rows, State
 from kinfold.methods.chain import Chain, Network, buffers_of, check_state, news_of
 from kinfold.methods.model import Model, Passed, forward
 from kinfold.placing import placed
-from kinfold.processes import using_threads
+from kinfold.processes import free_bytes, using_threads
 from kinfold.selection.better import better
 from kinfold.tasks.order import Segment, row_orders, steps_in
 from kinfold.tasks.state import Some, TaskStack, build_starts, export_module, materialise, stack_models
@@ -57,6 +57,7 @@ Kept: TypeAlias = Callable[[], None]
 """Puts back what training has changed."""
 
 Result = TypeVar("Result")
+SomeEngine = TypeVar("SomeEngine", bound="LocalEngine")
 
 _DRAWING = ("batch", "loss", "gradients")  # the stages that get a key in every step
 _REBUILT = 1e-4  # greatest difference of a rebuilt module's outputs, relative to the greatest of them
@@ -82,6 +83,7 @@ class LocalEngine(Engine):
         together: how many tasks go through a pass at once, at most, where they do at all.
         goes_back: whether a segment of the first periods for which memory runs out is taken back, to be trained with
             fewer tasks at once.
+        returns: whether the segment that is trained now would be.
     """
 
     fuse: bool
@@ -121,6 +123,7 @@ class LocalEngine(Engine):
         self._recorder = recorder_of(job, self.stack.module, self._eager)
         self.threads: int | None = None
         self.goes_back = self.shrinks and self.device.type == "cuda"  # a CPU's system kills, and raises nothing
+        self.returns = False
         self._unsettled: int | None = None  # the last period of which segments are taken back
         self._notes: list[str] = []
         self._captures = self._captures_on(cuda_graphs(self.device)) if self.device.type == "cuda" else None
@@ -229,27 +232,34 @@ class LocalEngine(Engine):
         if self.goes_back and self._unsettled is None:
             most = int(self.steps(period).max())
             self._unsettled = max(period, UNRECORDED // most + 1) + 1
-        return self.goes_back and period <= (self._unsettled or 0)
+        return self.goes_back and self.together > 1 and period <= (self._unsettled or 0)
 
     def kept(self) -> Kept:
-        """Returns what puts back all that training changes, as it is now; the copies are the host's."""
-        parts = [self.stack.params, self.stack.buffers, *self.states]
-        tensors = [value.detach() for part in parts for value in part.values()]
+        """Returns what puts back all that training changes, as it is now, in place; the copies are the host's."""
+        tensors = self._changed()
         copies = [_on_host(value) for value in tensors]
-        sums = {t: ({n: _on_host(v) for n, v in own.items()}, count) for t, (own, count) in self._accumulated.items()}
-        recordable, optimizers = self._recorder.possible, self.updater.kept()
+        sums = {tasks: (dict(own), count) for tasks, (own, count) in self._accumulated.items()}
+        recordable, visits, optimizers = self._recorder.possible, self._visits, self.updater.kept()
 
         def back() -> None:
             for value, kept in zip(tensors, copies, strict=True):
                 value.copy_(kept)
-            self._accumulated = {
-                t: ({n: v.to(self.device, copy=True) for n, v in own.items()}, count)
-                for t, (own, count) in sums.items()
-            }
-            self._recorder.possible = recordable
+            self._accumulated = {tasks: (dict(own), count) for tasks, (own, count) in sums.items()}
+            self._recorder.possible, self._visits = recordable, visits
             optimizers()
 
         return back
+
+    def kept_bytes(self) -> int:
+        """Returns how many bytes of the host `kept` takes."""
+        slots = [value for own in self.updater.slots() for value in own.values() if isinstance(value, Tensor)]
+        return sum(value.numel() * value.element_size() for value in [*self._changed(), *slots])
+
+    def _changed(self) -> list[Tensor]:
+        """What training changes in place, but for what the optimizers remember."""
+        sums = [own for own, _ in self._accumulated.values()]
+        parts = [self.stack.params, self.stack.buffers, *self.states, *sums]
+        return [value.detach() for part in parts for value in part.values()]
 
     def shrink(self, problem: str) -> None:
         """Lets half as many tasks go through a pass at once.
@@ -270,9 +280,7 @@ class LocalEngine(Engine):
         }
         if self._captures is not None:
             self._captures = self._captures_on(cuda_graphs(self.device))
-        gc.collect()  # what failed may refer to itself, and to what it had taken
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _free_what_failed([self.device])
         how = f"{self.together} tasks at a time" if self.together > 1 else "one task after another"
         self._notes.append(f"engine: memory of {self.device} ran out, so it goes on with {how}.")
 
@@ -284,6 +292,14 @@ class LocalEngine(Engine):
             except torch.OutOfMemoryError as error:
                 problem = one_line(error)  # and not the error, whose trace holds what was taken
             self.shrink(problem)
+
+    def fewer(self) -> list[int | None]:
+        """Returns, for each task, how many go through a pass at once where memory does not do for all, else None."""
+        return [None if self.together >= self.job.tasks else self.together] * self.job.tasks
+
+    def take_fewer(self, fewer: Sequence[int | None]) -> None:
+        """Lets as many go through a pass at once as `fewer` of these tasks says; where they differ, the fewest."""
+        self.together = max(1, min([self.job.tasks, *(count for count in fewer if count is not None)]))
 
     def notes(self) -> list[str]:
         told, self._notes = self._notes, []
@@ -917,6 +933,11 @@ class LocalEngine(Engine):
         self._stop_reading()
         self._drop_captures()
 
+    def discard(self) -> None:
+        """Closes the engine for good, and has its memory free at once: it refers to itself, so that it would linger."""
+        self.close()
+        vars(self).clear()
+
     def method_states(self) -> list[State]:
         return [dict(detached(state)) for state in self.states]
 
@@ -941,7 +962,7 @@ class LocalEngine(Engine):
         values: dict[str, Any] = {"optimizers": others, "visits": self._visits, "temperature": None}
         values["recordable"] = self._recorder.possible
         values["channels_last"] = self.job.channels_last  # chosen with the engine, and kept
-        values["together"] = self.together  # likewise
+        values["together"] = self.fewer()  # likewise
         values["threads"] = self.threads  # sums are taken in another order by another number
         values["frozen"] = self._frozen_digest()
         if self.lesson is not None:
@@ -973,7 +994,7 @@ class LocalEngine(Engine):
                 self._write(mine, parts.get(f"{prefix}{i}", {}), everyone)
         self.updater.restore(parts.get("optimizer", {}), values["optimizers"])
         self._visits, self.threads = values["visits"], values["threads"]
-        self.together = min(self.job.tasks, values.get("together", self.job.tasks))  # older checkpoints do not say
+        self.take_fewer(values.get("together", []))  # older checkpoints do not say
         self._recorder.possible = self._recorder.possible and values["recordable"]
         self.centre = {name: value.to(self.device) for name, value in parts.get("centre", {}).items()}
         if values["temperature"] is None:
@@ -1064,7 +1085,7 @@ class LocalEngine(Engine):
         return dataclasses.replace(lesson, **{name: part.clone() for name, part in parts.items()})
 
     def _captures_on(self, make: MakeGraph, beside: bool = False) -> Captures:
-        return Captures(make, self.device, lambda: self._recorder.possible, beside)
+        return Captures(make, self.device, lambda: self._recorder.possible, beside, lambda: self.returns)
 
     def _drop_captures(self) -> None:
         if self._captures is not None:
@@ -1245,7 +1266,11 @@ def going_back(engines: Sequence[LocalEngine], period: int, trained: Callable[[]
     Raises:
         RunError: it runs out with one task at a time.
     """
-    if not any(engine.may_go_back(period) for engine in engines):
+    early = [engine.may_go_back(period) for engine in engines]  # each is told of the period
+    returns = any(early) and sum(engine.kept_bytes() for engine in engines) <= free_bytes()
+    for engine in engines:
+        engine.returns = returns
+    if not returns:
         return trained()
     kept = [engine.kept() for engine in engines]
     while True:
@@ -1253,12 +1278,29 @@ def going_back(engines: Sequence[LocalEngine], period: int, trained: Callable[[]
             return trained()
         except torch.OutOfMemoryError as error:
             problem = one_line(error)  # and not the error, whose trace holds what was taken
+        _free_what_failed([engine.device for engine in engines])
         for back in kept:
             back()
         most = max(engine.together for engine in engines)
         for engine in engines:
             if engine.together == most:
                 engine.shrink(problem)
+
+
+@contextmanager
+def discarded(engine: SomeEngine) -> Iterator[SomeEngine]:
+    """Gives an engine that is of no use afterwards (see `LocalEngine.discard`)."""
+    try:
+        yield engine
+    finally:
+        engine.discard()
+
+
+def _free_what_failed(devices: Sequence[torch.device]) -> None:
+    """Has the memory free that a step had taken for which it did not do: what failed may refer to itself."""
+    gc.collect()
+    if any(device.type == "cuda" for device in devices):
+        torch.cuda.empty_cache()  # of all of them
 
 
 def _on_host(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:

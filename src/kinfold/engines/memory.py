@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from kinfold import random
+from kinfold.data.images import ImageInputs
 from kinfold.engines.base import Job
+from kinfold.engines.local import discarded
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.timing import first_tasks
 from kinfold.errors import InputError, RunError
@@ -30,7 +32,7 @@ class Need:
     Attributes:
         model: of every task, as long as it trains: parameters, buffers, the best snapshot of these, and what the
             optimizer and the methods remember.
-        start: of every task, while the models are made.
+        start: of every task, while the models are made: as modules, as copies of them, and in the stack.
         step: of every task that takes a step: its gradients, and what the pass forward keeps for the pass back.
         data: rows and targets that are copied to the device.
 
@@ -49,47 +51,53 @@ class Need:
         return self.data + max(tasks * self.start, tasks * self.model + at_once * self.step)
 
 
-def needed(job: Job) -> Need | None:
+def needed(job: Job, free: float) -> Need | None:
     """Returns what a job takes, or None where an engine of one task cannot be started on it, for whatever reason.
+
+    Args:
+        job: what to train.
+        free: how many bytes may be taken (see `free_on`), asked before anything is.
 
     Raises:
         InputError: the data do not fit on the device.
     """
     data = _copied(job)
-    free = free_on(job.device)
     if data > free:
-        raise _refused(job, data, free, "data of fewer rows, or data that is not held (in_memory=False)")
+        raise _refused(job, data, free, _less_data(job))
     try:
-        with random.seeded_everywhere(job.seed, "timing"):
-            one = Sequential(first_tasks(job, 1))
+        with random.seeded_everywhere(job.seed, "timing"), discarded(Sequential(first_tasks(job, 1))) as one:
             own, best = ([*stack.params.values(), *stack.buffers.values()] for stack in (one.stack, one.best))
             kept = [*own, *best, *tree_leaves([one.states, one.best_states]), *_slots(one)]
             step = _bytes(one.stack.params.values()) + _saved(one)
     except Exception:  # the user's model, optimizer, loss or methods: the engine that is started next says what
         return None
-    starts = 1 if job.shared_start or isinstance(job.model, nn.Module) else 4  # modules, copies, and those in a stack
-    return Need(model=_bytes(kept), start=starts * _bytes(own), step=step, data=data)
+    start = _bytes(own)
+    if not (job.shared_start or isinstance(job.model, nn.Module)):
+        # Modules, which are the host's, their copies, and the stack, of which one tensor after another is made twice.
+        start = (3 if job.device.type == "cpu" else 2) * start + max(_bytes([value]) for value in own)
+    return Need(model=_bytes(kept), start=start, step=step, data=data)
 
 
-def check_fits(job: Job, need: Need, at_once: int, smaller: str | None = None) -> None:
+def check_fits(job: Job, need: Need, free: float, at_once: int, smaller: str | None = None) -> None:
     """Refuses a job that cannot fit.
 
     Args:
         job: what to train.
         need: what it takes.
+        free: how many bytes may be taken (see `free_on`), asked before any of it was.
         at_once: how many tasks take their steps at the same time, at least.
         smaller: an engine that takes less, if there is one.
 
     Raises:
         InputError: it takes more than is free.
     """
-    whole, free = need.of(job.tasks, at_once), free_on(job.device)
+    whole = need.of(job.tasks, at_once)
     if whole <= free:
         return
     parts = {
         "a smaller batch_size": at_once * need.step,
         "fewer tasks, or a smaller model": job.tasks * max(need.model, need.start),
-        "data that is not held (in_memory=False)": need.data,
+        _less_data(job): need.data,
     }
     largest = max(parts, key=lambda advice: parts[advice])
     helps = smaller is not None and need.of(job.tasks, 1) <= free
@@ -136,13 +144,17 @@ def _refused(job: Job, need: float | int, free: float, advice: str) -> InputErro
     )
 
 
+def _less_data(job: Job) -> str:
+    pictures = isinstance(job.inputs, ImageInputs)
+    return f"data of fewer rows{', or pictures that are not held (in_memory=False)' if pictures else ''}"
+
+
 def _copied(job: Job) -> int:
     """Bytes of rows and targets that an engine takes besides those that are there."""
-    held = [leaf for leaf in tree_leaves(vars(job.inputs)) if isinstance(leaf, Tensor)]
     floating = job.dtype.itemsize
     return sum(
         value.numel() * (floating if value.is_floating_point() else value.element_size())
-        for value in [*held, job.targets]
+        for value in [*job.inputs.held(), job.targets]
         if value.device != job.device or (value.is_floating_point() and value.dtype != job.dtype)
     )
 

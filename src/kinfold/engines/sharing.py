@@ -257,10 +257,9 @@ def state_of_tasks(tensors: dict[str, Tensor], values: dict[str, Any], tasks: sl
         if not key.startswith("optimizer/")
     }
     own |= {f"optimizer/{key}": value for key, value in optimizers.items()}
-    count = _size(tasks)
-    together = min(count, values.get("together", count))
+    fewer = values.get("together", [None] * tasks.stop)[tasks]  # older checkpoints do not say
     visits = 0 if tasks.start else values["visits"]
-    return own, {**values, "optimizers": others, "visits": visits, "together": together}
+    return own, {**values, "optimizers": others, "visits": visits, "together": fewer}
 
 
 def joined_states(parts: Sequence[EngineState], shares: Sequence[slice]) -> EngineState:
@@ -276,14 +275,8 @@ def joined_states(parts: Sequence[EngineState], shares: Sequence[slice]) -> Engi
     }
     tensors |= {f"optimizer/{key}": value for key, value in optimizers.items()}
     values = {**values, "optimizers": others, "visits": sum(own["visits"] for _, own in parts)}
-    # A share that goes through a pass whole says nothing of how many tasks could.
-    fewer = [own["together"] for (_, own), tasks in zip(parts, shares, strict=True) if own["together"] < _size(tasks)]
-    values["together"] = min(fewer, default=sum(map(_size, shares)))
+    values["together"] = [count for _, own in parts for count in own["together"]]
     return tensors, {**values, "recordable": all(own["recordable"] for _, own in parts)}
-
-
-def _size(tasks: slice) -> int:
-    return int(tasks.stop - tasks.start)
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

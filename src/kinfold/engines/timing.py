@@ -16,7 +16,7 @@ import torch
 from kinfold import random
 from kinfold.data.streamed import Streamed
 from kinfold.engines.base import Engine, Job
-from kinfold.engines.local import UNRECORDED, LocalEngine
+from kinfold.engines.local import UNRECORDED, LocalEngine, discarded
 from kinfold.engines.sequential import Sequential
 from kinfold.tasks.order import Segment
 
@@ -89,9 +89,10 @@ def best_threads(job: Job, steps: int) -> int | None:
     return 1 if found.get("one", math.inf) < found.get("all", math.inf) else None
 
 
-def quick_step(job: Job, make: Callable[[Job], Engine] = Sequential) -> float:
+def quick_step(job: Job, make: Callable[[Job], LocalEngine] = Sequential) -> float:
     """Returns about how many seconds a step of all tasks takes, at little cost."""
-    with random.seeded_everywhere(job.seed, "timing"), contextlib.closing(make(job)) as engine:
+    with random.seeded_everywhere(job.seed, "timing"), discarded(make(job)) as engine:
+        engine.goes_back = False  # copies are not to be timed, and there is nothing to go back to
         return min(_timed(engine, Segment(1, 0, 1)) for _ in range(3))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from kinfold.errors import InputError
-from kinfold.importing import one_line, require_part
+from kinfold.importing import one_line, require, require_part
 from kinfold.models.shapes import image_shape
 
 
@@ -23,6 +23,8 @@ def from_torchvision(
     package: ModuleType, name: str, shape: tuple[int, int, int], outputs: int, **given: Any
 ) -> nn.Module:
     """Returns torchvision's model of that name for images of three channels."""
+    if name not in package.list_models(module=package):  # those of other tasks download a backbone, unasked
+        raise InputError(f"model: torchvision:{name} is no network that classifies images; choose another.")
     if shape[0] != 3:
         raise InputError(
             f"model: torchvision:{name} needs images of 3 channels, and these have {shape[0]}; choose resnet18, "
@@ -58,11 +60,14 @@ def check_hub_model(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuses, where `only_parts` may be named, a hub's model that would bring files or addresses of its maker's.
 
     Raises:
-        InputError: a name such as `timm:hf-hub:…`, or an argument that names a file or an address.
+        InputError: a name such as `timm:hf-hub:…`, an argument that names a file or an address, or one that downloads
+            parameters.
     """
     _, _, own = name.partition(":")
     plain = _PLAIN.fullmatch(own) is not None and all(map(_is_plain, arguments.values()))
     require_part(plain and not _FILES & arguments.keys(), name, "model")
+    wanted = [f"{argument}={arguments[argument]}" for argument in PRETRAINED if arguments.get(argument)]
+    require(not wanted, name, "model", f"is to download parameters ({', '.join(wanted)})")
 
 
 def _is_plain(value: Any) -> bool:

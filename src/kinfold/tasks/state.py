@@ -172,7 +172,7 @@ def build_starts(
         InputError: the factory fails or does not give an `nn.Module`.
     """
     if isinstance(model, nn.Module):
-        if _is_lazy(model):
+        if is_lazy(model):
             raise InputError("model: its lazy layers have no shape yet, so it cannot be copied; give a factory of it.")
         return [copy.deepcopy(model)] * tasks
     starts = []
@@ -205,7 +205,7 @@ def materialise(starts: Sequence[nn.Module], example: Rows, seed: int, first: in
         InputError: the forward pass fails.
     """
     for t, start in enumerate(dict.fromkeys(starts), first):
-        if _is_lazy(start):
+        if is_lazy(start):
             with random.seeded(torch.device("cpu"), seed, "lazy", t), torch.no_grad():
                 start.eval()
                 try:
@@ -216,7 +216,8 @@ def materialise(starts: Sequence[nn.Module], example: Rows, seed: int, first: in
                     ) from error
 
 
-def _is_lazy(module: nn.Module) -> bool:
+def is_lazy(module: nn.Module) -> bool:
+    """Returns whether some of its parameters have no shape yet (see `materialise`)."""
     lazy = (UninitializedParameter, UninitializedBuffer)
     return any(isinstance(value, lazy) for value in [*module.parameters(), *module.buffers()])
 

@@ -3,8 +3,6 @@
 Nothing here imports torch, or a tracker's package, until it is used: the command line's help has this package.
 """
 
-from collections.abc import Callable
-
 from kinfold.tracking.base import Ending as Ending
 from kinfold.tracking.base import Move as Move
 from kinfold.tracking.base import Point as Point
@@ -17,7 +15,7 @@ from kinfold.tracking.mlflow import MLflow as MLflow
 from kinfold.tracking.tensorboard import TensorBoard as TensorBoard
 from kinfold.tracking.wandb import WandB as WandB
 
-TRACKERS: dict[str, Callable[..., Tracker]] = {
+TRACKERS: dict[str, type[Tracker]] = {
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
     "wandb": WandB,

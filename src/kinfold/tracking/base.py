@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from kinfold.errors import InputError
 
@@ -134,9 +134,11 @@ class Tracker(abc.ABC):
 
     Attributes:
         name: as in `kinfold.tracking.TRACKERS`, or its own; it names a file.
+        elsewhere: whether what it is told leaves the run directory, where its options do not say otherwise.
     """
 
     name: str
+    elsewhere: ClassVar[bool] = True
 
     @abc.abstractmethod
     def check(self, folder: Path | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, final
 
 from kinfold import files
 from kinfold.errors import InputError
-from kinfold.importing import one_line
+from kinfold.importing import one_line, require
 from kinfold.result import Result
 from kinfold.tracking.base import Ending, Session, Status, Told, TrackedRun, Tracker
 from kinfold.tracking.points import Curves, clean_name, ending_of
@@ -155,6 +155,8 @@ def _started(tracker: Tracker, run: TrackedRun) -> "_Line":
     """Starts a tracker on a run, or has it go on with what it was at work on."""
     mark = _mark(run.folder, tracker)
     kept = files.read_json(mark) if mark is not None and mark.exists() else None
+    if kept is not None and tracker.elsewhere:
+        require(False, str(mark), "tracking", f"says which run of {tracker.name} to go on with")
     try:
         session = tracker.start(dataclasses.replace(run, kept=kept))
     except InputError:

@@ -32,6 +32,7 @@ class TensorBoard(Tracker):
     log_dir: str | None = None
 
     name = "tensorboard"
+    elsewhere = False
 
     def check(self, folder: Path | None) -> None:
         check_installed(self.name, "tensorboard")
