@@ -380,7 +380,7 @@ class Diverges(nn.Linear):
 @pytest.mark.parametrize("transfer", ["none", "amto", "teach", "teach-out-of-fold", PAPA(steps=2), PAPAAll(period=1)])
 def test_a_task_that_diverges_does_not_harm_the_others(engine: str, transfer: Any) -> None:
     make, settings = partial(Diverges, False), {**SMALL, "tasks": 5, "epochs": 4, "start": "independent"}
-    result = kinfold.fit(make, rows(), engine=engine, transfer=transfer, **settings)
+    result = kinfold.fit(make, rows(), engine=engine, transfer=transfer, rescue=0, **settings)
     losses = [event["loss"] for event in result.history if event["event"] == "period"]
     sick = [t for t in range(5) if losses[0][t] is None]
     assert 0 < len(sick) < 5
@@ -392,6 +392,23 @@ def test_a_task_that_diverges_does_not_harm_the_others(engine: str, transfer: An
     for event in result.history:
         for move in event.get("transfers", ()):
             assert not (move["accepted"] and set(move["donors"]) & set(sick))
+
+
+@pytest.mark.parametrize("transfer", ["amto", "teach", PAPA(steps=2)])
+def test_what_made_a_task_diverge_goes_with_what_it_was(transfer: Any) -> None:
+    """A copy has the donor's buffers too, so nobody is sick from then on, and everybody may be learned from."""
+    make, settings = partial(Diverges, False), {**SMALL, "tasks": 5, "epochs": 4, "start": "independent"}
+    result = kinfold.fit(make, rows(), transfer=transfer, **settings)
+    first, *later = [event["loss"] for event in result.history if event["event"] == "period"]
+    sick = [t for t in range(5) if first[t] is None]
+    assert 0 < len(sick) < 5
+    assert result.transfers.rescues.tolist() == [int(t in sick) for t in range(5)]
+    assert not any(loss is None for losses in later for loss in losses)
+    assert bool(result.scores.matrix.isfinite().all())
+    for event in result.history:
+        for move in event.get("transfers", ()):
+            if event["period"] == 1:
+                assert not (move["accepted"] and set(move["donors"]) & set(sick))
 
 
 def test_all_tasks_diverging_is_an_error(tmp_path: Path) -> None:

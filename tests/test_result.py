@@ -29,7 +29,7 @@ KEYS = {
     "scores": {"metric", "matrix", "loss_matrix", "own", "exposed"},
     "estimate": {"metric", "value", "low", "high", "level", "rows", "clean", "details"},
     "diagnostics": {"source", "rows", "seen", "data", "labels", "confusion", "calibration", "points", "hardest"},
-    "transfers": {"proposed", "accepted", "by_pair"},
+    "transfers": {"proposed", "accepted", "by_pair", "rescues"},
     "cost": {
         *("wall_seconds", "train_seconds", "transfer_seconds", "sample_visits", "samples_per_second"),
         "peak_memory_bytes",

@@ -65,8 +65,8 @@ class Scripted(Engine):
     def steps(self, period: int) -> Tensor:
         return torch.full((len(self.accepted),), 4)
 
-    def sound(self, best: bool = False) -> Tensor:
-        return torch.ones(len(self.accepted), dtype=torch.bool)
+    def norms(self, best: bool = False) -> Tensor:
+        return torch.ones(len(self.accepted))
 
     def method_states(self) -> list[dict[str, Tensor]]:
         return []

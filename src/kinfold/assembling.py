@@ -81,6 +81,9 @@ def configuration(given: Mapping[str, Any]) -> dict[str, Any]:
 def check(given: Mapping[str, Any]) -> None:
     """Raises InputError where an argument of `fit` cannot be used, whatever the data are."""
     _check_whole(**{name: given[name] for name in ("tasks", "accumulate", "patience", "epochs", "batch_size")})
+    rescue = given["rescue"]
+    if not isinstance(rescue, (int, np.integer)) or isinstance(rescue, bool) or rescue < 0:
+        raise InputError(f"rescue: is {rescue!r}; give a whole number, 0 for tasks that diverge to stay as they are.")
     _check_choices(**{name: given[name] for name in CHOICES})
     if not isinstance(given["asynchronous"], bool):
         raise InputError(f"asynchronous: is {given['asynchronous']!r}; give true or false.")

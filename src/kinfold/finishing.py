@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kinfold.candidates import Candidate, Finished, Kind
 from kinfold.checkpoint import Checkpoints
 from kinfold.data.base import Dataset, Encoder, Label
+from kinfold.diverging import hidden
 from kinfold.engines import Engine, Job
 from kinfold.methods.base import overrides
 from kinfold.result import Contender, Result, Scores, Selected, Source, Target, Transfers, model_outputs
@@ -123,7 +124,7 @@ def finish(
             exposed=exposed_share(progress.best_exposed, job.validation),
         ),
         estimate=found,
-        transfers=Transfers(progress.proposed, progress.accepted, progress.by_pair),
+        transfers=Transfers(progress.proposed, progress.accepted, progress.by_pair, progress.health.rescues),
         history=history,
         cost={
             "wall_seconds": 0.0 if student is None else student.earlier_seconds,
@@ -197,13 +198,14 @@ def ask_for_lesson(
     rule = remaining.rule
     if not rule.student or job.tasks == 1 or progress.period == remaining.epochs:
         return None
+    never = progress.best.isnan().any(1)  # their snapshots are still as they started
     view = View(
         period=progress.period,
         epochs=progress.period,
         metric=progress.best[:, 0],
         loss=progress.best[:, 1],
         train_loss=torch.full_like(progress.best[:, 0], math.nan),
-        sound=engine.sound(best=True),
+        sound=engine.sound(best=True) & ~never,
         improved=torch.zeros(job.tasks, dtype=torch.bool),
         validation=job.validation,
         exposed=progress.best_exposed,
@@ -211,8 +213,10 @@ def ask_for_lesson(
         targets=open_targets(job, unsealed),
         options=engine.options(),
         classes=job.objective.classes,
-        predict=partial(engine.predict, best=True) if "predictions" in rule.needs else None,
-        losses=partial(open_losses, partial(engine.losses, best=True), unsealed) if "losses" in rule.needs else None,
+        predict=hidden(partial(engine.predict, best=True), never) if "predictions" in rule.needs else None,
+        losses=hidden(partial(open_losses, partial(engine.losses, best=True), unsealed), never)
+        if "losses" in rule.needs
+        else None,
     )
     return rule.graduate(view, progress.rule, last)
 

@@ -48,6 +48,8 @@ _LOG = logging.getLogger("kinfold")
 ABOUT_THE_RUN = ("out", "resume", "listen", "tracking")
 """Arguments of `fit` that say where a run is kept and who hears of it; they change nothing of what it comes to."""
 
+_LATER = ("rescue",)  # runs of versions that did not know of it go on with what is given
+
 
 def fit(
     model: nn.Module | Callable[..., nn.Module] | str | Mapping[str, Any],
@@ -63,6 +65,7 @@ def fit(
     holdout: float | int = 0.1,
     epochs: int | Auto = 100,
     patience: int | None = None,
+    rescue: int = 2,
     batch_size: int | Auto = 64,
     optimizer: MakeOptimizer | Sequence[MakeOptimizer] | str | Mapping[str, Any] | None = None,
     scheduler: MakeScheduler | str | Mapping[str, Any] | None = "cosine",
@@ -111,6 +114,9 @@ def fit(
         holdout: share of all rows that is sealed for the estimate; 0 for none, and then there is no estimate.
         epochs: the cap, and the length of the schedule. A rule with stages or a student divides them.
         patience: stop when every task has gone this many periods without improving; None runs to the cap.
+        rescue: how often a task that diverges starts again with half its learning rate, from the best of the others
+            or, where all have or they learn nothing of each other, from its own best snapshot; after that it is set
+            aside. 0 lets it go on as it is.
         batch_size: B, rows of one task in one batch.
         optimizer: from parameters to a `torch.optim.Optimizer`; one for all tasks, or T of them. Default SGD,
             lr 0.05, momentum 0.9. Or a name (`sgd`, `adam`, `adamw` …), or `{name: adamw, lr: 0.001}`.
@@ -185,6 +191,7 @@ def fit(
             result, _ = carry_out(
                 assembled,
                 patience=patience,
+                rescue=rescue,
                 engine=engine,
                 resources=resources,
                 compression=compression,
@@ -207,6 +214,7 @@ def carry_out(
     assembled: Assembled,
     *,
     patience: int | None,
+    rescue: int,
     engine: str,
     resources: str | None = None,
     compression: Any = None,
@@ -222,6 +230,7 @@ def carry_out(
     Args:
         assembled: the run.
         patience: as in `fit`.
+        rescue: likewise.
         engine: likewise.
         resources: likewise.
         compression: likewise.
@@ -250,7 +259,7 @@ def carry_out(
         engine = saved[1]["engine_name"]
         job = dataclasses.replace(job, channels_last=saved[1]["engine"]["channels_last"])
     steps = remaining.stages[-1] * int(job.train.sum(1).max()) // job.batch_size
-    train = run_asynchronously if asynchronous else run
+    train = run_asynchronously if asynchronous else partial(run, rescues=rescue)
     started, note = choose_engine(engine, job, steps, resources, compression)
     with (
         contextlib.closing(started),
@@ -484,6 +493,8 @@ def _check_folder(folder: Path | None, config: dict[str, Any], resume: bool) -> 
     before = {"asynchronous": False} | before  # runs of a version that knew no other way
     for name, value in config.items():
         if name in ("tracking", "resources"):  # who is told, and where it runs, changes nothing of the run
+            continue
+        if name in _LATER and name not in before:
             continue
         if before.get(name) != value and not is_auto(value):  # what was chosen for it is what the run has
             raise InputError(

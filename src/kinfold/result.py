@@ -113,11 +113,13 @@ class Transfers:
         proposed: moves that were tried.
         accepted: moves that were taken.
         by_pair: [T, T] accepted moves, recipient by donor; a lesson from several teachers counts for each.
+        rescues: [T] how often a task diverged and was started again.
     """
 
     proposed: int
     accepted: int
     by_pair: Int64[Tensor, "T T"]
+    rescues: Int64[Tensor, " T"]
 
 
 @dataclass(frozen=True)
@@ -564,7 +566,12 @@ def _loaded(path: Path, model: nn.Module | Callable[..., nn.Module] | None, trus
             ),
             scores=Scores(scores["metric"], *(_matrix(scores[k]) for k in ("matrix", "loss_matrix", "own", "exposed"))),
             estimate=None if said["estimate"] is None else _estimate(said["estimate"]),
-            transfers=Transfers(transfers["proposed"], transfers["accepted"], torch.tensor(transfers["by_pair"])),
+            transfers=Transfers(
+                transfers["proposed"],
+                transfers["accepted"],
+                torch.tensor(transfers["by_pair"]),
+                torch.tensor(transfers.get("rescues", [0] * said["tasks"])),  # runs of old versions have none
+            ),
             history=history,
             cost=said["cost"],
             config=_complete(config),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kinfold import random
 from kinfold.checkpoint import Checkpoints
+from kinfold.diverging import Health, donor_of, hidden, rescue, rough_losses, told, without
 from kinfold.engines import Engine, Job
 from kinfold.errors import RunError
 from kinfold.selection.better import better
@@ -41,7 +42,8 @@ class Progress:
         ledger: rows that each task has been exposed to.
         best_exposed: [T, N] what the ledger said when the best snapshot was taken.
         rule: the transfer rule's state.
-        scores: [T, 2] of the last period; NaN before the first.
+        scores: [T, 2] of the last period; NaN before the first, and where a task has diverged.
+        health: how the tasks are.
         steps: batches done, by the task with the most.
         proposed: moves proposed so far.
         accepted: moves accepted so far.
@@ -60,6 +62,7 @@ class Progress:
     rule: State
     by_pair: Int64[Tensor, "T T"]
     scores: Float[Tensor, "T 2"]
+    health: Health
     period: int = 0
     stage: int = 0
     steps: int = 0
@@ -83,6 +86,7 @@ class Progress:
             rule=rule.start(T),
             by_pair=torch.zeros(T, T, dtype=torch.int64),
             scores=torch.full((T, 2), math.nan, dtype=torch.float64),
+            health=Health.start(T),
             data=data,
         )
 
@@ -141,19 +145,22 @@ class Progress:
         tensors |= {f"rule/{name}": value for name, value in self.rule.items()}
         tensors |= {"run/exposed": self.ledger.exposed}
         tensors |= {f"run/{name}": getattr(self, name) for name in _TENSORS}
+        tensors |= {f"health/{name}": value for name, value in vars(self.health).items()}
         own = {name: getattr(self, name) for name in _PLAIN}
         checkpoints.save(self.period, tensors, {"run": own, "engine": values, "engine_name": engine.name})
 
     @classmethod
     def load(cls, engine: Engine, tensors: dict[str, Tensor], values: Any) -> "Progress":
         """Puts a checkpoint's state back into the engine, and returns where the run stands."""
-        parts: dict[str, dict[str, Any]] = {"engine": {}, "rule": {}, "run": {}}
+        parts: dict[str, dict[str, Any]] = {"engine": {}, "rule": {}, "run": {}, "health": {}}
         for key, value in tensors.items():
             part, name = key.split("/", 1)
             parts[part][name] = value
         engine.restore(parts["engine"], values["engine"])
         ledger = Ledger(parts["run"].pop("exposed"))
-        return cls(ledger=ledger, rule=parts["rule"], **parts["run"], **values["run"])
+        # A checkpoint of a version that looked at nobody's health has none.
+        health = dataclasses.replace(Health.start(len(ledger.exposed)), **parts["health"])
+        return cls(ledger=ledger, rule=parts["rule"], health=health, **parts["run"], **values["run"])
 
 
 _TENSORS = ("best", "stage_best", "stale", "best_exposed", "by_pair", "scores")
@@ -178,6 +185,7 @@ def run(
     *,
     epochs: int,
     patience: int | None,
+    rescues: int = 0,
     unsealed: Bool[Tensor, " N"],
     listen: Listener,
     checkpoints: Checkpoints | None = None,
@@ -192,6 +200,8 @@ def run(
         progress: where the run stands; brought up to date in place.
         epochs: the cap, and the length of the schedule.
         patience: periods without improvement, or None to run to the cap.
+        rescues: how often a task that diverges starts again; 0 for none to be looked at, but for those with
+            parameters or losses that are not finite, which rules leave out.
         unsealed: [N] rows that may be used.
         listen: is told of every period and transfer.
         checkpoints: where to write the state after a period, where one is due, and after the last; None for nowhere.
@@ -201,29 +211,38 @@ def run(
         Why it stopped, `epochs` or `patience`.
 
     Raises:
-        RunError: no task ever had a finite score.
+        RunError: no task ever had a finite score, or all have diverged and been started again before.
     """
-    transfers = _Transfers(engine, job, rule, progress, epochs, unsealed, listen)
+    transfers = _Transfers(engine, job, rule, progress, epochs, unsealed, listen, rescues)
+    if rescues and not progress.period:
+        began = time.perf_counter()
+        progress.health.begin(engine.score()[:, 1], rough_losses(job))
+        progress.wall_seconds += time.perf_counter() - began
     while progress.period < epochs and not progress.worn_out(patience):
         began, transferring = time.perf_counter(), progress.transfer_seconds
         progress.period += 1
         rates = engine.options()["lr"]
         train_loss = transfers.train_period()
         trained = time.perf_counter() - (progress.transfer_seconds - transferring)
-        scores = engine.score()
-        improved = better(scores[:, 0], scores[:, 1], progress.best[:, 0], progress.best[:, 1], by=job.better)
+        scores, before = engine.score(), progress.health.aside
+        known = scores if not rescues else _judged(progress, train_loss, scores)
+        improved = better(known[:, 0], known[:, 1], progress.best[:, 0], progress.best[:, 1], by=job.better)
         engine.snapshot(improved)
-        progress.note_scores(slice(0, job.tasks), scores, improved, job.better)
+        progress.note_scores(slice(0, job.tasks), known, improved, job.better)
         engine.end_period(scores)
         scored = time.perf_counter()
         shown = epochs if cap is None else cap
-        listen(period_event(job, progress.period, shown, train_loss, scores, improved, rates, scored - began))
+        listen(period_event(job, progress.period, shown, train_loss, known, improved, rates, scored - began))
         tell_of_notes(engine, listen, progress.period)
         transfers.tell_of_period()
         told = time.perf_counter()
         last = progress.period == epochs or progress.worn_out(patience)
+        aside = progress.health.aside
+        again = torch.zeros_like(aside)
+        if rescues and bool(aside.any()):
+            again = transfers.start_again(before, last)
         if job.tasks > 1 and not last and rule.due(progress.period, epochs):
-            transfers.at_period_end(train_loss, improved)
+            transfers.at_period_end(train_loss, improved, aside, again)
         progress.train_seconds += trained - began
         applied = time.perf_counter()
         progress.transfer_seconds += applied - told
@@ -241,6 +260,12 @@ def tell_of_notes(engine: Engine, listen: Listener, period: int) -> None:
         listen({"event": "note", "message": message, "period": period})
 
 
+def _judged(progress: Progress, train_loss: Float[Tensor, " T"], scores: Float[Tensor, "T 2"]) -> Float[Tensor, "T 2"]:
+    """The scores, with NaN for those who have diverged: nothing and nobody goes by theirs."""
+    diverged = progress.health.after_period(train_loss, scores[:, 1])
+    return torch.where(diverged[:, None], math.nan, scores)
+
+
 class _Transfers:
     """The transfer points of a run, inside periods and at their ends."""
 
@@ -253,9 +278,10 @@ class _Transfers:
         epochs: int,
         unsealed: Bool[Tensor, " N"],
         listen: Listener,
+        rescues: int,
     ):
         self._engine, self._job, self._rule, self._progress = engine, job, rule, progress
-        self._epochs, self._unsealed, self._listen = epochs, unsealed, listen
+        self._epochs, self._unsealed, self._listen, self._rescues = epochs, unsealed, listen, rescues
         self._targets = open_targets(job, unsealed)
         # Transfers inside the period, those alike once, with how many there were: one line of the log for each.
         self._inside: dict[tuple[bytes, ...], tuple[Plan, Outcome, int]] = {}
@@ -280,7 +306,7 @@ class _Transfers:
             if progress.steps % every == 0:
                 began = time.perf_counter()
                 nobody = torch.zeros(self._job.tasks, dtype=torch.bool)
-                done = self._transfer(loss, nobody, step=last)
+                done = self._transfer(loss, nobody, progress.health.aside, nobody, step=last)
                 if done is not None:
                     alike = _alike(*done)
                     self._inside[alike] = (*done, 1 + self._inside[alike][2] if alike in self._inside else 1)
@@ -296,29 +322,88 @@ class _Transfers:
         ]
         self._inside = {}
         if moves:
-            self._tell(moves, None)
+            self._tell(moves, None, self._rule.name)
 
-    def at_period_end(self, train_loss: Float[Tensor, " T"], improved: Bool[Tensor, " T"]) -> None:
-        """Plans and carries out what is due after a period."""
-        done = self._transfer(train_loss, improved, step=None)
+    def start_again(self, before: Bool[Tensor, " T"], last: bool) -> Bool[Tensor, " T"]:
+        """Has those go on that have diverged in the period, as often as they may; returns [T] who does.
+
+        Args:
+            before: [T] who had been set aside before it.
+            last: whether no period is to come in which they could.
+
+        Raises:
+            RunError: all have, and none may be started again.
+        """
+        engine, job, progress, health = self._engine, self._job, self._progress, self._progress.health
+        diverged = health.aside
+        again = diverged & (health.rescues < self._rescues) & (not last)
+        if bool(diverged.all()) and not last and not bool(again.any()):
+            raise RunError(
+                f"all tasks diverged by period {progress.period}, after {self._rescues} rescues each; lower the "
+                "learning rate, or set clip_norm (the last checkpoint is of a period before)."
+            )
+        # Where tasks train alone, as the controls of a comparison do, they learn nothing of each other this way either.
+        donor = donor_of(progress.scores, job.better) if self._rule.until > 0 else None
+        rates = engine.options()["lr"]
+        new = (diverged & (again | ~before)).nonzero().flatten().tolist()
+        if new:
+            self._listen(told(progress.period, new, again.nonzero().flatten().tolist(), donor, rates))
+        if bool(again.any()):
+            plan = rescue(again, donor)
+            outcome = self._carry_out(plan)
+            health.started_again(again)
+            progress.stale = torch.where(again, 0, progress.stale)
+            moves = logged(plan, outcome, job)
+            if moves:
+                self._tell(moves, None, "rescue")
+        return again
+
+    def at_period_end(
+        self,
+        train_loss: Float[Tensor, " T"],
+        improved: Bool[Tensor, " T"],
+        aside: Bool[Tensor, " T"],
+        again: Bool[Tensor, " T"],
+    ) -> None:
+        """Plans and carries out what is due after a period.
+
+        Args:
+            train_loss: [T] of the period.
+            improved: [T] whose best score it brought.
+            aside: [T] those whose numbers nobody is to see.
+            again: [T] those of them that have just been started again, and go on from there.
+        """
+        done = self._transfer(train_loss, improved, aside, again, step=None)
         if done is not None:
             plan, outcome = done
             moves = logged(plan, outcome, self._job)
             if moves or plan.note is not None:
-                self._tell(moves, plan.note)
+                self._tell(moves, plan.note, self._rule.name)
 
     def _transfer(
-        self, train_loss: Float[Tensor, " T"], improved: Bool[Tensor, " T"], step: int | None
+        self,
+        train_loss: Float[Tensor, " T"],
+        improved: Bool[Tensor, " T"],
+        aside: Bool[Tensor, " T"],
+        again: Bool[Tensor, " T"],
+        step: int | None,
     ) -> tuple[Plan, Outcome] | None:
         """One transfer point; returns what was planned and what became of it."""
         engine, job, rule, progress = self._engine, self._job, self._rule, self._progress
+        norms = engine.norms()
+        metric, loss = torch.where(aside[:, None], math.nan, progress.scores).unbind(1)
+        sound = norms.isfinite() & train_loss.isfinite() & ~aside  # a model may give NaN with finite parameters
+        if self._rescues:
+            if step is not None:  # at its end, the whole period has told
+                sound &= progress.health.inside(train_loss, norms)
+            aside = ~sound
         view = View(
             period=progress.period,
             epochs=self._epochs,
-            metric=progress.scores[:, 0],
-            loss=progress.scores[:, 1],
-            train_loss=train_loss,
-            sound=engine.sound() & train_loss.isfinite(),  # a model may give NaN with finite parameters
+            metric=metric,
+            loss=loss,
+            train_loss=torch.where(aside, math.nan, train_loss),
+            sound=sound,
             improved=improved,
             validation=job.validation,
             exposed=progress.ledger.exposed,
@@ -327,24 +412,34 @@ class _Transfers:
             options=engine.options(),
             step=step,
             classes=job.objective.classes,
-            predict=engine.predict if "predictions" in rule.needs else None,
-            losses=partial(open_losses, engine.losses, self._unsealed) if "losses" in rule.needs else None,
+            predict=hidden(engine.predict, aside) if "predictions" in rule.needs else None,
+            losses=hidden(partial(open_losses, engine.losses, self._unsealed), aside)
+            if "losses" in rule.needs
+            else None,
         )
         draws = random.generator(job.seed, "transfer", progress.period, *([] if step is None else [step]))
         plan, progress.rule = rule.plan(view, progress.rule, draws)
         if plan is None:
             return None
         check_rows(rule, plan, self._unsealed)
-        outcome = engine.apply(plan, progress.period)
+        plan = without(plan, aside, again)
+        outcome = self._carry_out(plan)
         progress.rule = rule.learn(plan, outcome, progress.rule)
+        return plan, outcome
+
+    def _carry_out(self, plan: Plan) -> Outcome:
+        """Has the engine apply a plan, and the books follow."""
+        job, progress = self._job, self._progress
+        outcome = self._engine.apply(plan, progress.period)
+        progress.health.taught(plan, job.objective.classes)
         # The ledger follows from the plan itself and from what was accepted; no rule can leave it out.
         everyone = torch.ones(job.tasks, dtype=torch.bool)  # the lineage already leaves out what was not accepted
         progress.ledger = progress.ledger.after(plan.lineage(outcome.accepted), everyone, plan.taught_rows())
         progress.note_moves(plan, outcome)
-        return plan, outcome
+        return outcome
 
-    def _tell(self, moves: list[Event], note: str | None) -> None:
-        event = {"event": "transfer", "period": self._progress.period, "rule": self._rule.name, "transfers": moves}
+    def _tell(self, moves: list[Event], note: str | None, rule: str) -> None:
+        event = {"event": "transfer", "period": self._progress.period, "rule": rule, "transfers": moves}
         self._listen(event if note is None else {**event, "note": note})
 
 

@@ -141,6 +141,7 @@ class KinfoldEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             the estimator is to be the estimate, and has rows of its own.
         epochs: cap, and length of the schedule. None for `default_epochs`: few, on few rows.
         patience: stop when every task has gone this many periods without improving.
+        rescue: how often a task that diverges starts again.
         batch_size: rows of one task in one batch.
         optimizer: a name, a class or a function from parameters to an optimizer; None for AdamW with a learning rate
             of 0.003, which bears features in their own units better than plain SGD does.
@@ -185,6 +186,7 @@ class KinfoldEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         holdout: float | int = 0,
         epochs: int | Auto | None = None,
         patience: int | None = None,
+        rescue: int = 2,
         batch_size: int | Auto = 32,
         optimizer: Any = None,
         scheduler: Any = "cosine",
@@ -212,6 +214,7 @@ class KinfoldEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         self.holdout = holdout
         self.epochs = epochs
         self.patience = patience
+        self.rescue = rescue
         self.batch_size = batch_size
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -288,6 +291,7 @@ class KinfoldEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             holdout=self.holdout,
             epochs=epochs,
             patience=self.patience,
+            rescue=self.rescue,
             batch_size=self.batch_size,
             optimizer=self._part("optimizer"),
             scheduler=self._part("scheduler"),

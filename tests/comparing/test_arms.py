@@ -1,6 +1,7 @@
 """What the arms of a comparison train, what that costs, and what they are judged by."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,34 @@ def test_who_diverged_has_no_say(judged: dict[str, list[nn.Module]]) -> None:
         if event["event"] == "period"
     ]
     assert epoch == 1 + int(np.argmax(means))
+
+
+class Late(nn.Sequential):
+    """Some of them give no numbers while they are trained: their snapshots stay as they began."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 3))
+        self.register_buffer("sick", torch.tensor(float(torch.rand(())) < 0.4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = super().forward(x)
+        return torch.where(self.sick & torch.tensor(self.training), outputs * torch.nan, outputs)
+
+
+def test_who_never_had_a_score_has_no_say(judged: dict[str, list[nn.Module]]) -> None:
+    CONTROLS["restarts"].run(trial(seed=3, model=Late, tasks=5))
+    assert 0 < len(judged["ensemble"]) < 5
+    assert not any(bool(model.sick) for model in judged["ensemble"])
+
+
+def test_what_a_task_diverged_to_has_no_part_in_the_best_period() -> None:
+    steep = [partial(torch.optim.SGD, lr=rate) for rate in (0.05, 1e6, 0.05)]
+    result = fit(trial(optimizer=steep, scheduler=None, rescue=1), transfer="none", start="independent")
+    diverged = {(event["period"], t) for event in result.history for t in event.get("diverged", ())}
+    assert {t for _, t in diverged} == {1}
+    for event in result.history:
+        if event["event"] == "period" and (event["period"], 1) in diverged:
+            assert event["loss"][1] is None or math.isnan(event["loss"][1])
 
 
 def periods(*rows: Any, name: str = "metric") -> list[dict[str, Any]]:

@@ -130,6 +130,14 @@ def test_a_run_is_that_of_the_loop(lab: SimpleNamespace, reused: Reused, rule: s
     lab.assert_agree(lab.train(Sequential, rich_job(lab), RULES[rule]), on_actors)
 
 
+@pytest.mark.parametrize("blown", [(3,), (0, 1, 2, 3, 4)], ids=["from another", "from their own best"])
+def test_tasks_that_diverge_are_rescued(lab: SimpleNamespace, reused: Reused, blown: tuple[int, ...]) -> None:
+    one, other = (lab.train(make, rich_job(lab), lab.Planting(blown), rescues=2) for make in (Sequential, reused))
+    rescues = [int(t in blown) for t in range(5)]
+    assert one.progress.health.rescues.tolist() == other.progress.health.rescues.tolist() == rescues
+    lab.assert_agree(one, other)
+
+
 def test_a_further_stage(lab: SimpleNamespace, reused: Reused) -> None:
     """Its schedule is a function that has to be sent, and that actors begin with from then on."""
     engines = [Sequential(rich_job(lab)), reused(rich_job(lab))]

@@ -109,6 +109,15 @@ def test_devices_agree_on_other_jobs(lab: SimpleNamespace, changes: dict[str, An
     lab.assert_agree(one, lab.train(THREE_APART, job, RULES["amto+teach"], epochs=2))
 
 
+@pytest.mark.parametrize("blown", [(3,), (0, 1, 2, 3)], ids=["from another", "from their own best"])
+def test_tasks_that_diverge_are_rescued(lab: SimpleNamespace, blown: tuple[int, ...]) -> None:
+    job = rich_job(lab, optimizer=[ADAM] * 3 + [partial(torch.optim.SGD, lr=0.1, momentum=0.9)])
+    one = lab.train(Sequential, job, lab.Planting(blown), rescues=2)
+    assert one.progress.health.rescues.tolist() == [int(t in blown) for t in range(4)]
+    for make in (TWO, THREE_APART):
+        lab.assert_agree(one, lab.train(make, job, lab.Planting(blown), rescues=2))
+
+
 class Tunes(Rule):
     """New rates in the first period, and nothing else."""
 

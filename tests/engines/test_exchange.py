@@ -591,8 +591,8 @@ class Shared(Engine):
         share = next(a for a, own in enumerate(self.among.shares) if own.start <= task < own.stop)
         return self.among.engines[share].export(task - self.among.shares[share].start)
 
-    def sound(self, best: bool = False) -> Any:
-        return torch.cat(self._each(LocalEngine.sound, best))
+    def norms(self, best: bool = False) -> Any:
+        return torch.cat(self._each(LocalEngine.norms, best))
 
     def method_states(self) -> Any:
         found = self._each(LocalEngine.method_states)

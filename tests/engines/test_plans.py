@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kinfold import random
+from kinfold.candidates import ExponentialAverage, StochasticAverage
 from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
@@ -524,3 +525,27 @@ def test_engines_agree_while_a_rule_acts(lab: SimpleNamespace, name: str) -> Non
     assert {move["form"] for move in moved} <= {"copy", "shuffle", "median", "crossover-binary", "crossover-parameter"}
     if name == "exchange":
         assert len(set(one.engine.options()["lr"].tolist())) > 1
+
+
+@ENGINES
+def test_on_a_return_to_the_best_counts_go_on(lab: SimpleNamespace, make: Any) -> None:
+    """An average begins anew from the snapshot; which period it is does not."""
+    watching = StochasticAverage(last=0.5).tracker(4)
+    engine = ready(lab, make, methods=(watching, ExponentialAverage().tracker(4)))
+    swa, ema = engine.method_states()
+    assert swa["period"].tolist() == [2.0] * 3
+    steps = ema["count"].clone()
+    assert steps.min() > 0
+    ema["count"][1] = torch.nan
+    tasks = torch.tensor([True, True, False])
+    before = {name: value.clone() for name, value in swa.items()}
+    engine.apply(Plan((Restart(tasks, best=True),), moments="reset"), 2)
+    swa, ema = engine.method_states()
+    assert swa["period"].tolist() == [2.0] * 3
+    assert ema["count"].tolist() == [float(steps[0]), 0.0, float(steps[2])]
+    for name, value in swa.items():
+        if "/" in name:
+            torch.testing.assert_close(value[:2], engine.best.params[name.partition("/")[2]][:2])
+            assert torch.equal(value[2], before[name][2])
+    engine.apply(Plan((Restart(tasks),)), 2)
+    assert engine.method_states()[0]["period"].tolist() == [0.0, 0.0, 2.0]

@@ -74,6 +74,14 @@ def test_the_run_is_the_loops(lab: SimpleNamespace, name: str, rule: Any) -> Non
     lab.assert_agree(lab.train(Sequential, job, rule, epochs=2), other)
 
 
+@pytest.mark.parametrize("blown", [(2,), (0, 1, 2)], ids=["from another", "from their own best"])
+def test_tasks_that_diverge_are_rescued(lab: SimpleNamespace, blown: tuple[int, ...]) -> None:
+    make, _ = noted(lab)
+    one, other = (lab.train(each, lab.make_job(), lab.Planting(blown), rescues=2) for each in (Sequential, make))
+    assert one.progress.health.rescues.tolist() == [int(t in blown) for t in range(3)]
+    lab.assert_agree(one, other)
+
+
 def test_a_stream_alone_may_draw(lab: SimpleNamespace) -> None:
     job = lab.make_job(**CASES["drawing, unequal"])
     make, _ = noted(lab, streams=1)

@@ -51,6 +51,12 @@ def test_several_targets_count_by_their_variance():
     assert found.hardest[0]["predicted"] == [2.0, 0.0]
 
 
+def test_targets_of_little_spread_count_by_their_variance_too():
+    targets = torch.tensor([[0.0, 5.0], [1.0, 5.0]], dtype=torch.float64)  # variances ¼, and none to go by
+    found = diagnose(torch.tensor([[0.5, 5.0], [1.0, 6.0]]), targets, torch.tensor([0, 1]), **ABOUT, labels=None)
+    assert [(each["row"], each["loss"]) for each in found.hardest] == [(0, 0.5), (1, 0.5)]
+
+
 def test_what_is_kept_is_bounded():
     n, C = 9_000, 100
     outputs, targets = torch.randn(n, C, generator=torch.Generator().manual_seed(0)), torch.arange(n) % C

@@ -11,6 +11,7 @@ from kinfold.errors import InputError
 from kinfold.files import jsonable
 from kinfold.random import seed_of
 from kinfold.selection import bca, calibration_error, estimate, per_class, wilson
+from kinfold.selection.estimate import calibration_bins
 
 
 def mean(x: torch.Tensor) -> float:
@@ -130,6 +131,13 @@ TARGETS = torch.where(
 def test_calibration_error_is_torchmetrics(bins):
     theirs = multiclass_calibration_error(LOGITS.softmax(1), TARGETS, num_classes=4, n_bins=bins)
     assert calibration_error(LOGITS, TARGETS, bins) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_fifteen_bins_are_the_default():
+    sure = torch.tensor([[50.0, 0.0]])
+    assert calibration_bins(sure, torch.tensor([0]))[0]["low"] == 14 / 15
+    assert calibration_error(LOGITS, TARGETS) == calibration_error(LOGITS, TARGETS, 15)
+    assert calibration_error(LOGITS, TARGETS) != calibration_error(LOGITS, TARGETS, 16)
 
 
 def test_calibration_error_by_hand():

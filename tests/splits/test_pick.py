@@ -2,7 +2,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinfold.splits.pick import allot, by_turns, rows_by_class
+from kinfold.splits.base import RowInfo
+from kinfold.splits.pick import allot, by_turns, rows_by_class, whole_groups
 
 SIZES = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) > 1)
 
@@ -64,3 +65,25 @@ def test_within_a_class_who_was_held_out_least_often_comes_first(sizes, count, h
     for number in range(len(sizes)):
         mine, others = held_out[picked & (y == number)], held_out[~picked & (y == number)]
         assert not len(mine) or not len(others) or mine.max() <= others.min()
+
+
+def test_groups_never_take_the_last_rows_of_a_class():
+    """Neither a group that holds a class alone, nor two that hold one between them."""
+    groups = np.repeat(np.arange(6), 4)
+    y = np.where(groups == 0, 2, np.where((groups <= 2) & (np.arange(24) % 4 == 0), 1, 0))
+    taken = []
+    for seed in range(40):
+        rows = whole_groups(RowInfo(y, 3, groups=groups), 12, leave=1, rng=np.random.default_rng(seed))
+        assert set(np.delete(y, rows).tolist()) == {0, 1, 2}
+        taken += sorted(set(groups[rows].tolist()))
+    assert set(taken) == {1, 2, 3, 4, 5}  # each of the two, where the other stays
+
+
+def test_values_have_no_last_rows():
+    groups = np.repeat(np.arange(4), 3)
+    info = RowInfo(np.linspace(0, 1, 12), None, groups=groups)
+    taken = {
+        frozenset(groups[whole_groups(info, 6, leave=1, rng=np.random.default_rng(seed))].tolist())
+        for seed in range(60)
+    }
+    assert taken == {frozenset((a, b)) for a in range(4) for b in range(a)}

@@ -16,6 +16,7 @@ from kinfold.splits import (
     Splits,
     Stratified,
     Wrapped,
+    draw_splits,
     resolve,
 )
 
@@ -73,3 +74,8 @@ def test_what_means_nothing(spec, message):
 def test_every_name_makes_a_splitter():
     for name, splitter in SPLITTERS.items():
         assert type(resolve(name, val_fraction=0.3, info=CLASSES)) is splitter
+
+
+def test_three_rows_of_three_classes_cannot_be_learned():
+    with pytest.raises(InputError, match="each of the 3 rows has a label of its own"):
+        draw_splits(RowInfo(np.arange(3), classes=3), "shuffle", tasks=1, val_fraction=0.3, holdout=0, seed=0)

@@ -327,6 +327,39 @@ def test_a_tuned_rate_is_never_undone_by_the_schedule(scheduler):
     torch.testing.assert_close(rates(0.25), 0.25 * rates(1.0))
 
 
+@pytest.mark.parametrize("scheduler", [*SCHEDULERS, "cyclic", "warm restarts", "from 0"])
+def test_a_cut_rate_is_never_undone_by_the_schedule(scheduler):
+    """Of every group, and although the first one's is 0 at the time."""
+    others = {
+        "cyclic": partial(schedules.CyclicLR, base_lr=0.01, max_lr=0.1, step_size_up=3, cycle_momentum=False),
+        "warm restarts": partial(schedules.CosineAnnealingWarmRestarts, T_0=2),
+        "from 0": partial(schedules.LambdaLR, lr_lambda=[lambda period: min(1.0, max(0, period - 1) / 4), lambda _: 1]),
+    }
+
+    def rates(factor):
+        updater = Updater(numbers(0), decay_groups, (SCHEDULERS | others)[scheduler], fuse=True)
+        advance(updater, 1, steps=1)
+        updater.tune({"lr": torch.full((T,), factor)}, relative=True)
+        seen = []
+        for period in range(2, 7):
+            seen += [group["lr"] for values in updater.state()[1] for group in values["groups"]]
+            advance(updater, 1, first=period, steps=1)
+        return torch.tensor(seen)
+
+    whole = rates(1.0)
+    assert whole.any()
+    torch.testing.assert_close(rates(0.5), 0.5 * whole)
+
+
+def test_factors_of_other_options_and_of_some_tasks():
+    updater = Updater(numbers(0), decay_groups, None, fuse=True)
+    given = {"lr": torch.tensor([torch.nan, 0.5, 1.0]), "weight_decay": torch.tensor([torch.nan, torch.nan, 2.0])}
+    updater.tune(given, relative=True)
+    _, values = updater.state()
+    options = [[(g["lr"], g["weight_decay"]) for g in value["groups"]] for value in values]
+    assert options == [[(0.1, 0.2), (0.05, 0.0)], [(0.05, 0.2), (0.025, 0.0)], [(0.1, 0.4), (0.05, 0.0)]]
+
+
 def test_groups_keep_their_proportion_and_other_options_are_set_as_they_are():
     updater = Updater(numbers(0), decay_groups, None, fuse=True)
     updater.tune({"lr": torch.tensor([torch.nan, 0.2, 0.4]), "weight_decay": torch.tensor([torch.nan, torch.nan, 0.7])})

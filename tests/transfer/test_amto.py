@@ -180,6 +180,7 @@ def test_acceptance_rows(make_view):
     changes = {"exposed": exposed}
     assert trial(rows="unexposed", min_rows=1) == ([[3], [3], own[2]], 1)
     assert trial(rows="unexposed", min_rows=2) == (own, 3)
+    assert trial(rows="shared", min_rows=2) == ([[2, 3], [2, 3], own[2]], 1)  # whoever has seen them
 
 
 def test_fallbacks_count_only_tries_and_add_up(make_view):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinfold.errors import InputError
-from kinfold.transfer import AMTO, Cross, Median, Mix, Move, Nothing, Plan, Restart, Teach, Tune
+from kinfold.transfer import AMTO, Cross, Median, Mix, Move, Nothing, Plan, Restart, Rule, Teach, Tune
 
 YES = torch.ones(3, dtype=torch.bool)
 
@@ -108,3 +108,15 @@ def test_what_is_left_of_a_plan_for_some_tasks() -> None:
     assert median.touched().tolist() == [False, True, False]
     assert restart.tasks.tolist() == [True, True, False]
     assert torch.equal(left.trial, plan.trial)
+
+
+def test_what_a_rule_is_that_says_nothing_of_itself():
+    class Quiet(Rule):
+        def plan(self, view, state, generator):
+            return None, state
+
+    rule = Quiet()
+    assert (rule.steps, rule.period, rule.until, rule.stages) == (None, 1, 0.9, (1.0,))
+    assert rule.moves
+    assert not rule.needs
+    assert not rule.student

@@ -101,3 +101,7 @@ def test_wrong_values_are_refused_in_one_line(options, message):
         rule.__post_init__()
     assert str(error.value).startswith("mfea: ")
     assert "\n" not in str(error.value)
+
+
+def test_what_is_usual_is_the_default():
+    assert (MFEA().rmp, MFEA().eta) == (0.3, 2.0)

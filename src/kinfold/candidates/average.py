@@ -142,6 +142,8 @@ def averaged_model(
 def _averages(finished: Finished, watched: State) -> list[Built]:
     job, built = finished.job, []
     for t, member in enumerate(finished.members):
+        if finished.progress.health.aside[t]:  # what it diverged to is in its average
+            continue
         model = averaged_model(member, watched, t, job, job.train[t], ("average", t))
         if model is not None:
             built.append(Built("average", model, finished.progress.ledger.exposed[t], (t,)))

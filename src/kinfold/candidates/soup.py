@@ -21,7 +21,7 @@ from kinfold.methods.base import State
 class Soup(Candidate):
     """The uniform soup: the mean of all tasks' best snapshots, batch-norm statistics measured anew.
 
-    A task that never had a finite score stays out: its best snapshot is no more than its start.
+    A task that never had a finite score stays out of any soup: its best snapshot is no more than its start.
 
     Example:
         >>> Soup().name
@@ -32,7 +32,7 @@ class Soup(Candidate):
 
     def build(self, finished: Finished, watched: State) -> list[Built]:
         del watched
-        scored = (~finished.progress.best.isnan().any(1)).nonzero().flatten().tolist()
+        scored = _scored(finished)
         return [_soup(finished, scored)] if len(scored) > 1 else []
 
 
@@ -52,10 +52,8 @@ class GreedySoup(Candidate):
 
     def build(self, finished: Finished, watched: State) -> list[Built]:
         del watched
-        scores = [finished.overall(member) for member in finished.members]
-        order = sorted(
-            (t for t, score in enumerate(scores) if not math.isnan(score)), key=lambda t: scores[t], reverse=True
-        )
+        scores = {t: finished.overall(finished.members[t]) for t in _scored(finished)}
+        order = sorted((t for t in scores if not math.isnan(scores[t])), key=lambda t: scores[t], reverse=True)
         if len(order) < 2:
             return []
         chosen, best = order[:1], scores[order[0]]
@@ -64,6 +62,11 @@ class GreedySoup(Candidate):
             if score >= best:  # a NaN is not
                 chosen, best = [*chosen, t], score
         return [_soup(finished, chosen)] if len(chosen) > 1 else []  # alone, it is a task's model
+
+
+def _scored(finished: Finished) -> list[int]:
+    """The tasks that ever had a finite score."""
+    return (~finished.progress.best.isnan().any(1)).nonzero().flatten().tolist()
 
 
 def _soup(finished: Finished, members: Sequence[int]) -> Built:

@@ -75,6 +75,7 @@ KEYS: Mapping[str, Key] = {
     "holdout": Key(float, "F", "share of all rows sealed for the estimate; 0 for no estimate"),
     "epochs": Key(int | _Auto, "E", "the cap, and the length of the schedule"),
     "patience": Key(int | None, "P", "stop when every task has gone this many epochs without improving"),
+    "rescue": Key(int, "K", "how often a task that diverges starts again, at half the learning rate; 0 for never"),
     "batch_size": Key(int | _Auto, "B", "rows of one task in one batch"),
     "optimizer": Key(
         Parts | None, "OPT", "sgd (lr 0.05, momentum 0.9), adam, adamw …; '{name: adamw, lr: 0.001}'; null is sgd"

@@ -151,7 +151,7 @@ def _conventional(trial: Trial, arm: str = CONVENTIONAL, times: int = 1) -> dict
 
 def _ways(given: Given) -> dict[str, Any]:
     """What `carry_out` takes of the arguments of `fit`."""
-    return {name: given[name] for name in ("patience", "engine", "resources", "compression", "asynchronous")}
+    return {name: given[name] for name in ("patience", "rescue", "engine", "resources", "compression", "asynchronous")}
 
 
 def _conventional_long(trial: Trial) -> dict[str, Score]:
@@ -186,8 +186,12 @@ def _restarts(trial: Trial) -> dict[str, Score]:
 
 
 def _with_a_say(result: Result) -> list[int]:
-    """Returns the tasks that did not diverge: one that did has no say, like everywhere."""
-    sound = result.scores.loss_matrix.isfinite().all(1)
+    """Returns the tasks that did not diverge: one that did has no say, like everywhere.
+
+    Nor has one that never had a score, whose snapshot is as it was before training.
+    """
+    scored = torch.tensor([event["improved"] for event in result.history if event["event"] == "period"]).any(0)
+    sound = result.scores.loss_matrix.isfinite().all(1) & scored
     return [t for t in range(len(sound)) if sound[t] or t == result.selected.task]
 
 

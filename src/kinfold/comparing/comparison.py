@@ -348,6 +348,8 @@ def _check_folder(folder: Path | None, config: Mapping[str, Any], resume: bool) 
         raise InputError(f"out: {folder} already holds a comparison; choose another directory, or give resume.")
     files.check_links(folder)
     before = files.read_yaml(record)
+    if isinstance(before, dict):
+        before = {"rescue": 0, **before}  # versions that did not know of it let tasks go on as they were
     for name, value in files.jsonable(dict(config)).items():
         if is_auto(value):  # what was chosen for it is what the comparison has
             continue

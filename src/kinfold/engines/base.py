@@ -144,8 +144,15 @@ class Engine(abc.ABC):
         """Returns the best snapshot of a task as a module in eval mode on the CPU."""
 
     @abc.abstractmethod
+    def norms(self, best: bool = False) -> Float[Tensor, " T"]:
+        """Returns the norm of each task's parameters, or of those of its best snapshot, on the CPU.
+
+        It is finite where all of them are, and their squares can be summed.
+        """
+
     def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
         """Returns [T] whether a task's parameters, or those of its best snapshot, are all finite."""
+        return self.norms(best).isfinite()
 
     @abc.abstractmethod
     def method_states(self) -> list[dict[str, Tensor]]:

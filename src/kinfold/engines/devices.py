@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kinfold.engines.base import Job
 from kinfold.engines.local import LocalEngine, going_back, mean_losses, take_turns
-from kinfold.engines.sharing import Sharing, joined, optimizers_of, share_of, take_optimizers
+from kinfold.engines.sharing import Sharing, joined, joined_options, optimizers_of, share_of, take_optimizers
 from kinfold.engines.vectorised import Vectorised
 from kinfold.errors import InputError
 from kinfold.methods.base import Params
@@ -64,16 +64,15 @@ class Devices(Sharing):
         (share,) = [i for i, tasks in enumerate(self._shares) if tasks.start <= task < tasks.stop]
         return self._engines[share].export(task - self._shares[share].start)
 
-    def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
-        return torch.cat(self._on_shares(LocalEngine.sound, best))
+    def norms(self, best: bool = False) -> Float[Tensor, " T"]:
+        return torch.cat(self._on_shares(LocalEngine.norms, best))
 
     def method_states(self) -> list[dict[str, Tensor]]:
         found = zip(*self._on_shares(LocalEngine.method_states), strict=True)
         return [{name: torch.cat([own[name].cpu() for own in states]) for name in states[0]} for states in found]
 
     def options(self) -> dict[str, Float[Tensor, " T"]]:
-        found = self._on_shares(LocalEngine.options)
-        return {name: torch.cat([own[name] for own in found]) for name in found[0]}
+        return joined_options(self._on_shares(LocalEngine.options))
 
     def end_period(self, scores: Float[Tensor, "T 2"]) -> None:
         self._tell(LocalEngine.end_period, [(scores[tasks],) for tasks in self._shares])
@@ -148,8 +147,9 @@ class Devices(Sharing):
             return take_turns([engine.scoring() for engine in self._engines])  # no device waits for another
 
     @contextmanager
-    def _models_here(self) -> Iterator[None]:
-        self._copy(_models, here=True)
+    def _models_here(self, best: bool) -> Iterator[None]:
+        for models in (_models, _snapshots) if best else (_models,):
+            self._copy(models, here=True)
         yield
         self._copy(_models, here=False)
 

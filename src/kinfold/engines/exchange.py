@@ -184,7 +184,10 @@ def told(plan: Plan, shares: Sequence[slice]) -> Iterator[tuple[Callable[..., An
         if isinstance(change, Teach):
             yield LocalEngine.learn, [(lesson_of(change, tasks),) for tasks in shares]
         elif isinstance(change, Tune):
-            yield parcels.tune, [({name: values[own] for name, values in change.values.items()},) for own in shares]
+            yield (
+                parcels.tune,
+                [({n: values[own] for n, values in change.values.items()}, change.relative) for own in shares],
+            )
 
 
 _Arrivals: TypeAlias = list[list[tuple[Arrival, Handle]]]

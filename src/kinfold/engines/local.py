@@ -742,7 +742,7 @@ class LocalEngine(Engine):
             if isinstance(change, Teach):
                 self.learn(change)
             elif isinstance(change, Tune):
-                self.updater.tune(change.values)
+                self.updater.tune(change.values, change.relative)
         return outcome
 
     def consider(self, proposal: Proposal, period: int, donors: Donors) -> Outcome:
@@ -806,7 +806,7 @@ class LocalEngine(Engine):
                 which = change.tasks.nonzero().flatten()
                 if len(which):
                     candidate = candidate.clone()
-                    candidate.put(which, self._starts(change.key).take(which))
+                    candidate.put(which, (self.best if change.best else self._starts(change.key)).take(which))
                 continue
             if isinstance(change, Elastic):
                 for name, value in candidate.params.items():
@@ -875,7 +875,8 @@ class LocalEngine(Engine):
         """The methods' states of a candidate.
 
         What goes with a parameter (see `parameter_of`) takes the same copy, mixture or mask; what is a task's own
-        stays; the rest comes whole from the donor with the largest weight; a restart has fresh ones.
+        stays; the rest comes whole from the donor with the largest weight; a restart has fresh ones. On a return to the
+        best snapshot only what goes with a parameter is fresh, or what is finite no more: counts go on.
         """
         states: list[State] = []
         for i, state in enumerate(self.states):
@@ -889,10 +890,15 @@ class LocalEngine(Engine):
                     moved = donors.origins(f"method{i}/{name}", value)
                 new[name] = moved.clone() if moved is value else moved  # what comes of it may be turned down
             states.append(new)
+        restarts = [change for change in proposal.changes if isinstance(change, Restart)]
+        going_on = torch.stack([change.tasks & change.best for change in restarts] or [proposal.restarted]).any(0)
         for t in proposal.restarted.nonzero().flatten().tolist():
             for state, fresh in zip(states, self._start_of(t, candidate), strict=True):
                 for name, value in fresh.items():
-                    state[name][t] = value
+                    own = state[name]
+                    apart = parameter_of(name, own, self.stack.params) is None and bool(own[t].isfinite().all())
+                    if not (going_on[t] and apart):
+                        own[t] = value
         return states
 
     # -- state ----------------------------------------------------------------------------------------------------
@@ -924,10 +930,11 @@ class LocalEngine(Engine):
             )
         return rebuilt
 
-    def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
+    def norms(self, best: bool = False) -> Float[Tensor, " T"]:
         params = (self.best if best else self.stack).params
-        finite = [value.detach().reshape(self.job.tasks, -1).isfinite().all(1) for value in params.values()]
-        return torch.stack(finite).all(0).cpu()
+        norms = [value.detach().reshape(self.job.tasks, -1).norm(dim=1) for value in params.values()]
+        whole: Tensor = torch.stack(norms).norm(dim=0)
+        return whole.cpu()
 
     def close(self) -> None:
         self._stop_reading()

@@ -287,9 +287,9 @@ def has_centre(engine: LocalEngine) -> bool:
     return bool(engine.centre)
 
 
-def tune(engine: LocalEngine, values: Mapping[str, Shaped[Tensor, " k"]]) -> None:
-    """Sets options of the optimizers of the share's tasks."""
-    engine.updater.tune(values)
+def tune(engine: LocalEngine, values: Mapping[str, Shaped[Tensor, " k"]], relative: bool) -> None:
+    """Sets options of the optimizers of the share's tasks, or multiplies them."""
+    engine.updater.tune(values, relative)
 
 
 @final

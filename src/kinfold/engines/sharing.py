@@ -64,8 +64,11 @@ class Sharing(Engine, abc.ABC):
         """Returns the scores of each share's tasks."""
 
     @abc.abstractmethod
-    def _models_here(self) -> AbstractContextManager[None]:
-        """Within, `whole` has the models and the methods' states, and what it does to them, it does to the shares'."""
+    def _models_here(self, best: bool) -> AbstractContextManager[None]:
+        """Within, `whole` has the models and the methods' states, and what it does to them, it does to the shares'.
+
+        It also has the best snapshots, if `best`.
+        """
 
     @abc.abstractmethod
     def _fetch(self) -> None:
@@ -105,9 +108,10 @@ class Sharing(Engine, abc.ABC):
         proposes = bool(plan.touched(self._job.tasks).any())
         moves = proposes and (plan.moments != "keep" or any(isinstance(change, Restart) for change in plan.changes))
         tunes = any(isinstance(change, Tune) for change in plan.changes)
+        returns = any(isinstance(change, Restart) and change.best for change in plan.changes)
         with (
             self._all_or_none(),
-            self._models_here() if proposes else nullcontext(),
+            self._models_here(best=returns) if proposes else nullcontext(),
             self._optimizers_here() if moves or tunes else nullcontext(),
         ):
             outcome = self._whole.apply(plan, period)
@@ -225,6 +229,12 @@ def joined(parts: Sequence[OptimizerState], shares: Sequence[slice]) -> Optimize
         for key, value in own.items()
     }
     return tensors, [value for _, values in parts for value in values]
+
+
+def joined_options(parts: Sequence[dict[str, Float[Tensor, " _"]]]) -> dict[str, Float[Tensor, " T"]]:
+    """Returns the options that the optimizers of all shares have: those of tasks may be of different kinds."""
+    names = [name for name in parts[0] if all(name in own for own in parts)]
+    return {name: torch.cat([own[name] for own in parts]) for name in names}
 
 
 def share_of(tensors: dict[str, Tensor], values: list[dict[str, Any]], tasks: slice) -> OptimizerState:

@@ -113,8 +113,8 @@ class Workers(Sharing):
     def export(self, task: int) -> nn.Module:
         return self._whole.export(task)
 
-    def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
-        return self._whole.sound(best)
+    def norms(self, best: bool = False) -> Float[Tensor, " T"]:
+        return self._whole.norms(best)
 
     def method_states(self) -> list[dict[str, Tensor]]:
         return self._whole.method_states()
@@ -130,7 +130,8 @@ class Workers(Sharing):
     def _scored(self) -> list[Float[Tensor, "k 2"]]:
         return self._on_shares(LocalEngine.score)
 
-    def _models_here(self) -> AbstractContextManager[None]:
+    def _models_here(self, best: bool) -> AbstractContextManager[None]:
+        del best
         return nullcontext()  # they lie in shared memory
 
     def _on_shares(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -187,6 +187,8 @@ def _limits(finished: Finished) -> Iterator[str]:
         yield f"- Audit of the splits: {_plain(finding['message'])}"
     if not findings:
         yield "- The audit of the splits found nothing that makes the figures doubtful."
+    for event in [e for e in finished.history if e.get("diverged")][:_SHOWN]:
+        yield f"- In training, {_plain(event['message'])}"
 
 
 def _use(finished: Finished, program: str | None, about: Json | None) -> Iterator[str]:

@@ -199,14 +199,26 @@ class Objective:
         shaped = align(outputs, targets)
         if not bool(shaped.isfinite().all()):
             return math.nan, math.nan
+        of_metric = self.metric.weighted
+        if weights is None or of_metric is None:
+            value = self.metric.compute(shaped, targets)
+        else:
+            value = of_metric(shaped, targets, weights)
+        return self.metric.oriented(value), self.mean_loss(outputs, targets, weights)
+
+    def mean_loss(
+        self,
+        outputs: Float[Tensor, "N C"],
+        targets: Shaped[Tensor, "N *K"],
+        weights: Float[Tensor, " N"] | None = None,
+    ) -> float:
+        """Returns the loss of one task's outputs, of rows that count by their weights, where there are any."""
+        shaped = align(outputs, targets)
         same = targets.to(shaped.dtype) if targets.is_floating_point() else targets
         if weights is None:
-            return self.metric.oriented(self.metric.compute(shaped, targets)), float(self.score_loss(shaped, same))
-        of_metric = self.metric.weighted
-        value = self.metric.compute(shaped, targets) if of_metric is None else of_metric(shaped, targets, weights)
-        by_class = _row_weight(self.score_loss)(same)
-        losses = self.score_row_loss(shaped, same)
-        return self.metric.oriented(value), float((losses * weights).sum() / (by_class * weights).sum())
+            return float(self.score_loss(shaped, same))
+        losses, by_class = self.score_row_loss(shaped, same), _row_weight(self.score_loss)(same)
+        return float((losses * weights).sum() / (by_class * weights).sum())
 
 
 def align(output: Tensor, y: Tensor) -> Tensor:

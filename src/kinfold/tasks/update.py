@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, ReduceLROnPlateau
 
 from kinfold.errors import InputError
 from kinfold.importing import one_line
@@ -203,11 +203,16 @@ class Updater:
         names = [name for name in groups[0] if all(_is_number(group.get(name)) for group in groups)]
         return {name: torch.tensor([float(group[name]) for group in groups], dtype=torch.float64) for name in names}
 
-    def tune(self, values: Mapping[str, Float[Tensor, " T"]]) -> None:
+    def tune(self, values: Mapping[str, Float[Tensor, " T"]], relative: bool = False) -> None:
         """Sets options of the tasks' optimizers; NaN leaves one as it is.
 
         A learning rate is the first group's; the other groups keep their proportion to it, and schedules go on
         from it.
+
+        Args:
+            values: option → [T] values.
+            relative: whether these are factors, for every group; a rate that is 0 at present is then cut as well,
+                since what schedules reckon from is.
 
         Raises:
             InputError: the optimizer has no such option.
@@ -220,24 +225,26 @@ class Updater:
             for t, value in enumerate(per_task.tolist()):
                 if math.isnan(value):
                     continue
-                if option == "lr":
-                    self._tune_rate(t, value)
-                else:
-                    for group in self._optimizers[t].param_groups:
-                        group[option] = value
+                groups = self._optimizers[t].param_groups
+                first = groups[0]["lr"] if option == "lr" else 0.0
+                if option == "lr" and (relative or first):
+                    self._scale_rates(t, value if relative else value / first)
+                    continue
+                for group in groups:  # a rate of 0 says nothing of how far the new one is from it
+                    group[option] = group[option] * value if relative else value
 
-    def _tune_rate(self, t: int, rate: float) -> None:
+    def _scale_rates(self, t: int, factor: float) -> None:
+        """Multiplies a task's learning rates, and what schedules reckon from."""
         groups = self._optimizers[t].param_groups
-        first = groups[0]["lr"]
         for group in groups:
-            group["lr"] = group["lr"] * (rate / first) if first else rate
-            # What schedules reckon from; a rate of 0 says nothing of how far the new one is from there.
-            for origin in ("base_lr", "initial_lr", "max_lr", "min_lr"):
-                if origin in group and first:
-                    group[origin] *= rate / first
+            for origin in ("lr", "base_lr", "initial_lr", "max_lr", "min_lr"):
+                if origin in group:
+                    group[origin] *= factor
         for schedule in _parts(self._schedulers[t]) if self._schedulers else []:
             if "base_lrs" in vars(schedule):
                 schedule.base_lrs = [group["initial_lr"] for group in groups]
+            if isinstance(schedule, CyclicLR):  # has them to itself
+                schedule.max_lrs = [factor * rate for rate in schedule.max_lrs]
 
     def reschedule(self, scheduler: MakeScheduler | None) -> None:
         """Begins a new schedule, from the learning rates that the last one began with; moments stay."""

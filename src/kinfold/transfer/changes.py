@@ -49,6 +49,15 @@ class Change(abc.ABC):
     def lineage(self) -> Bool[Tensor, "T T"] | None:
         """Returns [recipient, donor] of the knowledge that moves, a task's own left out; None where none can."""
 
+    def without(self, aside: Bool[Tensor, " T"]) -> "Change":
+        """Returns the change with nothing read of those tasks' parameters for others."""
+        del aside
+        return self
+
+    def leaving(self, tasks: Bool[Tensor, " T"]) -> "Change":
+        """Returns the change with the parameters and options of those tasks left as they are."""
+        return self.only(~tasks)
+
     def touched(self) -> Bool[Tensor, " T"] | None:
         """Returns [T] whether it proposes other parameters for a task; None where it never does."""
         lineage = self.lineage()
@@ -105,6 +114,13 @@ class Mix(Change):
     def only(self, tasks: Bool[Tensor, " T"]) -> "Mix":
         return Mix(torch.where(tasks[:, None], self.weights, torch.eye(len(tasks), dtype=self.weights.dtype)))
 
+    def without(self, aside: Bool[Tensor, " T"]) -> "Mix":
+        cut = (self.lineage() & aside).any(1)
+        weights = torch.where(_others(aside.expand(len(aside), -1)), 0.0, self.weights)
+        total = weights.sum(1, keepdim=True)
+        rest = torch.where(total > 0, weights / total, torch.eye(len(aside), dtype=weights.dtype))
+        return Mix(torch.where(cut[:, None], rest, self.weights))
+
     def form(self, recipient: int) -> tuple[str, float]:
         kept = float(self.weights[recipient, recipient])
         if int(self.lineage()[recipient].sum()) > 1:
@@ -135,6 +151,9 @@ class Cross(Change):
     def only(self, tasks: Bool[Tensor, " T"]) -> "Cross":
         return replace(self, source=torch.where(tasks, self.source, -1))
 
+    def without(self, aside: Bool[Tensor, " T"]) -> "Cross":
+        return replace(self, source=_left(self.source, aside))
+
     def form(self, recipient: int) -> tuple[str, float]:
         return f"crossover-{self.unit}", float(self.rate[recipient])
 
@@ -163,6 +182,9 @@ class BinaryCross(Change):
     def only(self, tasks: Bool[Tensor, " T"]) -> "BinaryCross":
         return replace(self, source=torch.where(tasks, self.source, -1))
 
+    def without(self, aside: Bool[Tensor, " T"]) -> "BinaryCross":
+        return replace(self, source=_left(self.source, aside))
+
     def form(self, recipient: int) -> tuple[str, float]:
         return "crossover-binary", float(self.eta[recipient])
 
@@ -183,6 +205,9 @@ class Median(Change):
 
     def only(self, tasks: Bool[Tensor, " T"]) -> "Median":
         return Median(self.members & tasks[:, None])
+
+    def without(self, aside: Bool[Tensor, " T"]) -> "Median":
+        return Median(self.members & ~_others(aside.expand(len(aside), -1)))
 
     def form(self, recipient: int) -> tuple[str, float]:
         return "median", float(self.members[recipient, recipient])
@@ -206,6 +231,12 @@ class Elastic(Change):
 
     def lineage(self) -> Bool[Tensor, "T T"]:
         return _others((self.rate > 0)[:, None].expand(-1, len(self.rate)))
+
+    def without(self, aside: Bool[Tensor, " T"]) -> "Elastic":
+        return Elastic(torch.where(aside, 0.0, self.rate), torch.where(aside, 0.0, self.centre_rate))
+
+    def leaving(self, tasks: Bool[Tensor, " T"]) -> "Elastic":
+        return replace(self, rate=torch.where(tasks, 0.0, self.rate))
 
     def form(self, recipient: int) -> tuple[str, float]:
         return "elastic", float(self.rate[recipient])
@@ -233,6 +264,12 @@ class Shuffle(Change):
 
     def lineage(self) -> Bool[Tensor, "T T"]:
         return _others(self.tasks[:, None] & self.tasks[None, :])
+
+    def without(self, aside: Bool[Tensor, " T"]) -> "Shuffle":
+        return replace(self, tasks=self.tasks & ~aside)
+
+    def leaving(self, tasks: Bool[Tensor, " T"]) -> "Shuffle":
+        return replace(self, tasks=self.tasks & ~tasks)
 
     def form(self, recipient: int) -> tuple[str, float]:
         return "shuffle", self.rate
@@ -266,6 +303,10 @@ class Teach(Change):
     def lineage(self) -> Bool[Tensor, "T T"]:
         return self.teachers
 
+    def leaving(self, tasks: Bool[Tensor, " T"]) -> "Teach":
+        del tasks  # a lesson is no parameter
+        return self
+
     def only(self, tasks: Bool[Tensor, " T"]) -> "Teach":
         mine = tasks[:, None]
         weight = torch.where(tasks.view(-1, *[1] * (self.weight.ndim - 1)), self.weight, 0.0)
@@ -282,30 +323,34 @@ class Tune(Change):
 
     Attributes:
         values: option → [T] values, such as `{"lr": …}`; NaN leaves a task's option as it is.
+        relative: whether these are factors, by which the option of every parameter group is multiplied.
     """
 
     tried: ClassVar[bool] = False
     values: Mapping[str, Float[Tensor, " T"]]
+    relative: bool = False
 
     def lineage(self) -> None:
         return None
 
     def only(self, tasks: Bool[Tensor, " T"]) -> "Tune":
-        return Tune({name: torch.where(tasks, value, torch.nan) for name, value in self.values.items()})
+        return replace(self, values={name: torch.where(tasks, value, torch.nan) for name, value in self.values.items()})
 
 
 @final
 @dataclass(frozen=True)
 class Restart(Change):
-    """Fresh parameters and optimizer state for some tasks.
+    """Fresh parameters, or those of the task's best snapshot, and a fresh optimizer state for some tasks.
 
     Attributes:
         tasks: [T] whether task t starts anew. What it had been exposed to stays on the ledger.
         key: makes the new start differ from earlier ones.
+        best: whether tasks go back to their best snapshots, or where they have none yet, to their start.
     """
 
     tasks: Bool[Tensor, " T"]
     key: int = 0
+    best: bool = False
 
     def lineage(self) -> None:
         return None
@@ -320,6 +365,11 @@ class Restart(Change):
 def one_hot(source: Int64[Tensor, " T"]) -> Bool[Tensor, "T T"]:
     """Returns [recipient, donor], with no donor where `source` is −1."""
     return source[:, None] == torch.arange(len(source))
+
+
+def _left(source: Int64[Tensor, " T"], aside: Bool[Tensor, " T"]) -> Int64[Tensor, " T"]:
+    """The sources but for those that are set aside."""
+    return torch.where((source >= 0) & aside[source.clamp_min(0)], -1, source)
 
 
 def _others(pairs: Bool[Tensor, "T T"]) -> Bool[Tensor, "T T"]:

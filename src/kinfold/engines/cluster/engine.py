@@ -27,7 +27,7 @@ from kinfold.engines.cluster.recovery import Shares
 from kinfold.engines.exchange import Codec
 from kinfold.engines.local import LocalEngine
 from kinfold.engines.sequential import Sequential
-from kinfold.engines.sharing import joined_states, state_of_tasks
+from kinfold.engines.sharing import joined_options, joined_states, state_of_tasks
 from kinfold.errors import RunError
 from kinfold.tasks.order import Segment
 from kinfold.tasks.update import MakeScheduler
@@ -118,16 +118,15 @@ class Cluster(Uneven):
         self._job = dataclasses.replace(self._job, scheduler=scheduler)
         self._shares.start_from(sent(halves(self._job, self._start)[0]))
 
-    def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
-        return torch.cat(self._ask(LocalEngine.sound, best))
+    def norms(self, best: bool = False) -> Float[Tensor, " T"]:
+        return torch.cat(self._ask(LocalEngine.norms, best))
 
     def method_states(self) -> list[dict[str, Tensor]]:
         found = zip(*self._ask(LocalEngine.method_states), strict=True)
         return [{name: torch.cat([own[name] for own in states]) for name in states[0]} for states in found]
 
     def options(self) -> dict[str, Float[Tensor, " T"]]:
-        found = self._ask(LocalEngine.options)
-        return {name: torch.cat([own[name] for own in found]) for name in found[0]}
+        return joined_options(self._ask(LocalEngine.options))
 
     def visits(self) -> int:
         return sum(self._ask(LocalEngine.visits))
