@@ -156,7 +156,12 @@ def test_a_bound_maker_must_not_lack_an_argument():
         config.resolve("scheduler", spec, {}, bind=True)
 
 
-@pytest.mark.parametrize("part", [*(make() for make in RULES.values()), *(make() for make in METHODS.values())])
+NETWORKS = {"guidance": 1, "mtard": 2}
+"""How many networks a method cannot be made without."""
+METHODS_MADE = [make(*[nn.Flatten] * NETWORKS.get(name, 0)) for name, make in METHODS.items()]
+
+
+@pytest.mark.parametrize("part", [*(make() for make in RULES.values()), *METHODS_MADE])
 def test_every_part_survives_its_description_in_yaml(part):
     described = yaml.safe_load(yaml.safe_dump(config.describe(part)))
     again = config.resolve("part", described, {})

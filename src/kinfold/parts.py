@@ -10,6 +10,7 @@ from torch import nn
 from kinfold.config import resolve
 from kinfold.data.base import Kind
 from kinfold.errors import InputError
+from kinfold.tasks.muon import MuonWithAdamW
 from kinfold.tasks.objective import Metric, finite_r2, resolve_metric
 from kinfold.tasks.update import MakeOptimizer, MakeScheduler, stretched
 
@@ -19,6 +20,7 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
+    "muon": MuonWithAdamW,
 }
 SCHEDULERS: Mapping[str, Callable[[int], MakeScheduler]] = {
     "cosine": lambda epochs: partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),

@@ -18,8 +18,8 @@ NETWORK = Network(MODULE, lambda *given: forward(MODULE, *given))
 
 
 @pytest.fixture(params=sorted(METHODS))
-def method(request):
-    return METHODS[request.param]()
+def method(request, make):
+    return make(request.param)
 
 
 def inner(model, batch):

@@ -42,8 +42,13 @@ COMPOSED = (("teach", "papa"), ("amto", "shuffle"), ("teach-out-of-fold", "amto"
 ALL = (*((rule,) for rule in RULES), *COMPOSED)
 ENGINES = ("sequential", "vectorised", "workers")
 LATE = ("soup", "greedy-soup", "ema", "swa")
-IMAGES = ("crop_flip_cutout", "augment", "cutmix")
-PLAIN = tuple(name for name in METHODS if name not in IMAGES)
+APART = {
+    *("augment", "crop_flip_cutout", "cutmix"),  # for images
+    *("bdwp", "hesso", "quantised_distillation"),  # with candidates of averaged parameters
+    *("guidance", "mtard", "lanton"),  # with arguments, or an optimizer of their own
+    "deepzero",  # slow
+}
+PLAIN = tuple(name for name in METHODS if name not in APART)
 
 
 def spelled(rules: Sequence[str]) -> list[dict[str, Any]]:

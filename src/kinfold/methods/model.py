@@ -148,6 +148,17 @@ class Model:
         """Returns the model in training mode whose calls leave no trace: batch-norm statistics stay."""
         return replace(self, mode="aside")
 
+    def remembering(self, x: Rows, output: Tensor) -> "Model":
+        """Returns the model, which does not pass the same rows again by which it gave an output just now."""
+        training = self.module.training
+
+        def forward(params: Params, frozen: Params, buffers: Params, asked: Rows) -> tuple[Tensor, Params]:
+            if asked is x and params is self.params and self.module.training == training:
+                return output, buffers
+            return self.forward(params, frozen, buffers, asked)
+
+        return replace(self, forward=forward)
+
     def evaluating(self) -> "Model":
         """Returns the model in evaluation mode: running statistics are used and stay, dropout is off."""
         return replace(self, mode="evaluating")
