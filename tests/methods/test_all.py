@@ -4,6 +4,7 @@ A method that promises something of its tasks has an entry in `HOLDS`, which is 
 """
 
 import dataclasses
+import sys
 from functools import partial
 
 import pytest
@@ -92,24 +93,52 @@ def method(request):
     return request.param
 
 
+def assert_alike(one, progress, other, theirs):
+    tensors, others = one.state()[0], other.state()[0]
+    assert tensors.keys() == others.keys()
+    for key, value in tensors.items():
+        torch.testing.assert_close(value, others[key], rtol=1e-8, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}")
+    torch.testing.assert_close(progress.best, theirs.best)
+    assert progress.accepted == theirs.accepted
+    other.close()
+
+
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_on_each_engine(job, method, rule, make):
     job = dataclasses.replace(job, methods=(make(method),))
     engines = {name: trained(engine, job, rule) for name, engine in ENGINES.items()}
     one, progress = engines.pop("sequential")
-    tensors, _ = one.state()
-    for name, (other, theirs) in engines.items():
-        others, _ = other.state()
-        assert tensors.keys() == others.keys(), name
-        for key, value in tensors.items():
-            torch.testing.assert_close(value, others[key], rtol=1e-8, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}")
-        torch.testing.assert_close(progress.best, theirs.best)
-        assert progress.accepted == theirs.accepted
-        other.close()
+    for other in engines.values():
+        assert_alike(one, progress, *other)
     HOLDS.get(method, lambda engine: None)(one)
     exported = one.export(0)
     rows = torch.arange(5)
     assert exported(job.inputs.rows(rows).double()).shape == (5, 3)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Makes engines on a Ray of this process's own; what is defined in tests goes along by value."""
+    ray = pytest.importorskip("ray")
+    from kinfold.engines.cluster import Cluster
+
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", num_cpus=2, object_store_memory=200 * 2**20, **quiet)
+    modules = [sys.modules[__name__], *(m for name, m in sys.modules.items() if name.endswith("methods.conftest"))]
+    for module in modules:
+        ray.cloudpickle.register_pickle_by_value(module)
+    yield partial(Cluster, resources="cpus=1")
+    for module in modules:
+        ray.cloudpickle.unregister_pickle_by_value(module)
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_on_a_cluster(job, method, rule, make, cluster):
+    job = dataclasses.replace(job, methods=(make(method),))
+    assert_alike(*trained(Sequential, job, rule), *trained(cluster, job, rule))
 
 
 def test_resumes_to_an_equal_checkpoint(job, method, make):
