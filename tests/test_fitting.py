@@ -446,7 +446,7 @@ def test_all_tasks_diverging_is_an_error(tmp_path: Path) -> None:
         ({"transfer": "distil+distil"}, "together: 'distil' and 'distil' are of one kind"),
         ({"methods": ["mixupp"]}, r"methods\[0\]: unknown name 'mixupp'"),
         ({"methods": [3]}, "methods: 3 is not a method"),
-        ({"methods": 3}, "methods: is a int; give one or several of augment, "),
+        ({"methods": 3}, "methods: is a int; give one or several of accelat, adversarial, augment, "),
         ({"methods": ["crop_flip_cutout"]}, "this method is for images"),
         ({"optimizer": "sdg"}, "optimizer: unknown name 'sdg'"),
         ({"optimizer": 3}, "optimizer: is a int"),

@@ -102,8 +102,8 @@ class Shared(Engine):
         engine, own = next(pair for pair in zip(self._engines, self._shares, strict=True) if task < pair[1].stop)
         return engine.export(task - own.start)
 
-    def sound(self, best: bool = False) -> Bool[Tensor, " T"]:
-        return self._all(lambda engine: engine.sound(best))
+    def norms(self, best: bool = False) -> Float[Tensor, " T"]:
+        return self._all(lambda engine: engine.norms(best))
 
     def method_states(self) -> list[dict[str, Tensor]]:
         states = zip(*(engine.method_states() for engine in self._engines), strict=True)

@@ -222,7 +222,7 @@ class Late(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = super().forward(x)
-        return torch.where(self.sick & torch.tensor(self.training), outputs * torch.nan, outputs)
+        return torch.where(self.sick & torch.tensor(self.training), torch.nan, outputs)
 
 
 def test_who_never_had_a_score_has_no_say(judged: dict[str, list[nn.Module]]) -> None:

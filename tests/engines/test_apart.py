@@ -130,7 +130,7 @@ class Shares(Uneven):
         for engine in self.engines:
             engine.close()
 
-    train = steps = score = losses = snapshot = apply = end_period = reschedule = sound = unasked
+    train = steps = score = losses = snapshot = apply = end_period = reschedule = norms = unasked
     method_states = options = unasked
 
 

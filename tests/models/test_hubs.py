@@ -20,6 +20,7 @@ def create(name, in_chans, num_classes, pretrained=False):
 def hubs(monkeypatch):
     timm, torchvision, models = ModuleType("timm"), ModuleType("torchvision"), ModuleType("torchvision.models")
     timm.create_model = create
+    models.list_models = lambda module: ["tiny"] if module is models else ["tiny", "fcn"]
     models.get_model = lambda name, num_classes, weights=None: create(name, 3, num_classes, weights)
     torchvision.models = models
     for module in (timm, torchvision, models):
@@ -49,6 +50,7 @@ def test_models_are_sized_to_the_images(hubs, spec, shape, given):
         ({"name": "timm:tiny", "wide": 2}, (3, 8, 8), r"timm:tiny, wide=2 cannot be built \(TypeError"),
         ("timm:tiny", (64,), r"timm:tiny needs images of shape \[channels, height, width\]"),
         ("torchvision:tiny", (1, 8, 8), "needs images of 3 channels, and these have 1"),
+        ("torchvision:fcn", (3, 8, 8), "torchvision:fcn is no network that classifies images"),
     ],
 )
 def test_what_a_hub_cannot_give(hubs, spec, shape, message):
