@@ -1,10 +1,12 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import kinfold
 from kinfold import random
 from kinfold.errors import InputError
 from kinfold.methods import Batch, DatasetQuantization, Trainer
@@ -102,3 +104,17 @@ def test_misuse():
     for arguments in ({"share": 0.0}, {"share": 1.5}, {"bins": 0}):
         with pytest.raises(InputError, match=f"dataset_quantization: {next(iter(arguments))} is"):
             DatasetQuantization(**arguments)
+
+
+def test_a_student_has_probabilities_for_labels():
+    data = (np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.arange(60) % 3)
+    result = kinfold.fit(
+        "mlp",
+        data,
+        tasks=2,
+        epochs=5,
+        batch_size=8,
+        methods=DatasetQuantization(0.5),
+        transfer="distil",
+    )
+    assert result.selected.kind == "distilled"

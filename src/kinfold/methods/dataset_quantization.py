@@ -62,7 +62,10 @@ class DatasetQuantization(Method):
         batches = list(context.batches())
         features = torch.cat([self._features(batch.x) for batch in batches])
         y = torch.cat([batch.y for batch in batches]).cpu()
-        classes = y if context.classes is not None else torch.zeros(len(y), dtype=torch.int64)
+        if context.classes is None:
+            classes = torch.zeros(len(y), dtype=torch.int64)
+        else:  # a student of several tasks has probabilities
+            classes = y.argmax(1) if y.is_floating_point() else y
         kept = quantized(features, classes, self.share, self.bins, context.key.cpu())
         mask = torch.zeros(context.count, dtype=like.dtype)
         mask[context.rows.cpu()] = kept.to(like.dtype)
