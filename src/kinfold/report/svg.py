@@ -164,6 +164,10 @@ def spans_decades(values: Iterable[Length]) -> bool:
     return bool(finite) and min(finite) > 0 and max(finite) > 10 * min(finite)
 
 
+_LEAST, _MOST = 1e-290, 1e308
+"""What is not above the first has no place on a logarithmic axis, which has room below its least value."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """From values to lengths.
@@ -193,21 +197,21 @@ class Axis:
         room: float = 0.05,
     ) -> "Axis":
         """Returns an axis over the finite ones of some values, with room at both ends as a share of their range."""
-        finite = [float(value) for value in values if math.isfinite(value) and (value > 0 or not log)]
+        finite = [float(value) for value in values if math.isfinite(value) and (value > _LEAST or not log)]
         low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
         if log:
-            factor = max(high / low, 1.1) ** room
-            return cls(low / factor, high * factor, start, end, True)
+            margin = room * max(math.log(high) - math.log(low), 0.1)
+            return cls(low * math.exp(-margin), min(high * math.exp(margin), _MOST), start, end, True)
         alike = high - low <= 1e-9 * max(abs(high), abs(low))
         spread = (0.05 * abs(high) or 1.0) if alike else room * (high - low)
         return cls(low - spread, high + spread, start, end)
 
     def at(self, value: Length) -> float:
         """Returns the length at a value; NaN where there is none."""
-        if not math.isfinite(value) or (self.log and value <= 0):
+        if not math.isfinite(value) or (self.log and value <= _LEAST):
             return math.nan
         share = (
-            math.log(value / self.low) / math.log(self.high / self.low)
+            (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
             if self.log
             else (value - self.low) / (self.high - self.low)
         )
