@@ -469,22 +469,30 @@ def test_the_commands_and_the_example_of_the_page_are_understood(cli, capsys):
         assert name in CONTROLS
 
 
-def test_an_interrupted_comparison_can_be_resumed(cli):
-    argv = ["compare", "iris", "--tasks", "2", "--epochs", "60", "--arms", "conventional,papa", "--seeds", "40"]
+def stopped(argv, begun, number=signal.SIGINT):
+    """What a command prints in a process of its own that is signalled once a file has come to be: (out, err)."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "kinfold", *argv, "--engine", "sequential", "--out", "my grid"],
+        [sys.executable, "-m", "kinfold", *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Where the tests run as a shell's background job, SIGINT is ignored, and children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
-    while not any(Path("my grid").glob("scores/conventional-*.json")) and time.monotonic() < deadline:
+    while not any(Path().glob(begun)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
+    return out, err
+
+
+def test_an_interrupted_comparison_can_be_resumed(cli):
+    argv = ["compare", "iris", "--tasks", "2", "--epochs", "60", "--arms", "conventional,papa", "--seeds", "40"]
+    argv += ["--engine", "sequential", "--out", "my grid"]
+    out, err = stopped(argv, "my grid/scores/conventional-*.json")
     assert out == ""
     *told, line = err.splitlines()
     assert all(" of 80: seed " in each or each.startswith(("note: ", "warning: ")) for each in told)
@@ -494,22 +502,8 @@ def test_an_interrupted_comparison_can_be_resumed(cli):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_can_be_resumed(cli, number):
-    argv = ["train", "iris", "--tasks", "2", "--epochs", "60", "--engine", "sequential"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kinfold", *argv, "--out", "my run"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # Where the tests run as a shell's background job, SIGINT is ignored, and children inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 60
-    while not any(Path("my run/checkpoints").glob("*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    argv = ["train", "iris", "--tasks", "2", "--epochs", "60", "--engine", "sequential", "--out", "my run"]
+    out, err = stopped(argv, "my run/checkpoints/*.safetensors", number)
     assert out == ""
     *_, recipe, line = err.splitlines()  # findings of the audit come first
     assert recipe.startswith("note: recipe for table data: ")

@@ -1,8 +1,10 @@
 """Small jobs, and whole runs of them on any engine."""
 
 import dataclasses
+import gc
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -182,3 +184,32 @@ def lab() -> Any:
         assert_close=assert_close,
         Replaying=Replaying,
     )
+
+
+@pytest.fixture(scope="module")
+def cpus() -> Iterator[None]:
+    """A Ray of this process's own, with two CPUs."""
+    ray = pytest.importorskip("ray")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=200 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+    gc.collect()  # what says that it still runs, says so here
+
+
+@pytest.fixture
+def own_modules(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What is defined in tests goes along by value: actors of Ray cannot import it."""
+    ray = pytest.importorskip("ray")
+    modules = [request.module, sys.modules[__name__]]
+    for module in modules:
+        ray.cloudpickle.register_pickle_by_value(module)
+    yield
+    for module in modules:
+        ray.cloudpickle.unregister_pickle_by_value(module)

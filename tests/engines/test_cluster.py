@@ -39,35 +39,12 @@ from kinfold.engines.cluster import Cluster, placement  # noqa: E402
 from kinfold.engines.cluster.actors import Done  # noqa: E402
 from kinfold.engines.cluster.placement import Resources, parse_resources  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = [
+    pytest.mark.usefixtures("own_modules"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 EAGER = AMTO(p_low=1.0, p_high=1.0)  # tries at every transfer point
-
-
-@pytest.fixture(scope="module")
-def cpus() -> Iterator[None]:
-    """A Ray of this process's own, with two CPUs."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=200 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def own_modules(lab: SimpleNamespace) -> Iterator[None]:
-    """What is defined in tests goes along by value: actors cannot import it."""
-    modules = [sys.modules[name] for name in (__name__, lab.make_job.__module__)]
-    for module in modules:
-        ray.cloudpickle.register_pickle_by_value(module)
-    yield
-    for module in modules:
-        ray.cloudpickle.unregister_pickle_by_value(module)
 
 
 class Wide(TensorInputs):

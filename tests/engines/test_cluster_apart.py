@@ -1,10 +1,7 @@
 """The engine `cluster` where every actor goes at its own pace."""
 
-import gc
 import itertools
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,36 +22,12 @@ ray = pytest.importorskip("ray")
 
 from kinfold.engines.cluster import Cluster  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = [
+    pytest.mark.usefixtures("own_modules", "cpus"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 EAGER = AMTO(p_low=1.0, p_high=1.0)  # tries at every transfer point
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cpus() -> Iterator[None]:
-    """A Ray of this process's own, with two CPUs."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=200 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
-    gc.collect()  # what says that it still runs, says so here
-
-
-@pytest.fixture(autouse=True)
-def own_modules(lab: SimpleNamespace) -> Iterator[None]:
-    """What is defined in tests goes along by value: actors cannot import it."""
-    modules = [sys.modules[name] for name in (__name__, lab.make_job.__module__)]
-    for module in modules:
-        ray.cloudpickle.register_pickle_by_value(module)
-    yield
-    for module in modules:
-        ray.cloudpickle.unregister_pickle_by_value(module)
 
 
 def late(engine: LocalEngine, *given: Any) -> Lived:

@@ -27,6 +27,7 @@ from ray.cluster_utils import Cluster as Nodes  # noqa: E402
 from kinfold.engines.cluster import Cluster  # noqa: E402
 
 pytestmark = [
+    pytest.mark.usefixtures("own_modules"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
@@ -61,17 +62,6 @@ def remove(nodes: Any, number: str) -> None:
 
 def connect(nodes: Any) -> None:
     ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-
-
-@pytest.fixture(autouse=True)
-def own_modules(lab: SimpleNamespace) -> Iterator[None]:
-    """What is defined in tests goes along by value: actors cannot import it."""
-    modules = [sys.modules[name] for name in (__name__, lab.make_job.__module__)]
-    for module in modules:
-        ray.cloudpickle.register_pickle_by_value(module)
-    yield
-    for module in modules:
-        ray.cloudpickle.unregister_pickle_by_value(module)
 
 
 def rich_job(lab: SimpleNamespace) -> Job:

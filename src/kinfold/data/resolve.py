@@ -265,16 +265,7 @@ def _read(source: Any, choice: Choice) -> Dataset:
     if _is_pair(source):
         X, y = source
         if _is_frame(X):
-            table = from_frame(
-                X,
-                y,
-                groups=choice.groups,
-                times=choice.times,
-                kind=choice.kind,
-                labels=choice.labels,
-                texts=choice.texts,
-            )
-            return _of_columns(table, choice)
+            return _table(X, y, choice)
         if is_texts(X):
             return from_texts(X, y, kind=choice.kind, labels=choice.labels)
         return images_or_arrays(X, y, kind=choice.kind, labels=choice.labels)
@@ -288,15 +279,19 @@ def _from_frame(frame: "pandas.DataFrame", name: str, choice: Choice) -> Dataset
     if target is None:
         columns = ", ".join(printable(str(column)) for column in frame.columns)
         raise InputError(f"target: name the column of {name} to predict. Columns: {columns}.")
+    return _table(frame, target, choice, name=name)
+
+
+def _table(frame: "pandas.DataFrame", target: Any, choice: Choice, **named: str) -> Dataset:
     table = from_frame(
         frame,
         target,
-        name=name,
         groups=choice.groups,
         times=choice.times,
         kind=choice.kind,
         labels=choice.labels,
         texts=choice.texts,
+        **named,
     )
     return _of_columns(table, choice)
 
