@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import sklearn.utils.extmath  # noqa: F401  # of columns of text; now, since it asks for much
 import torch
 import torchmetrics  # noqa: F401  # now, since with it comes matplotlib, which makes a folder of its own
 
