@@ -9,7 +9,7 @@ from torch.optim import lr_scheduler as schedules
 
 from kinfold import files
 from kinfold.errors import InputError
-from kinfold.tasks.update import ELEMENTWISE, Updater, clip_rows, in_step
+from kinfold.tasks.update import ELEMENTWISE, ONE_KERNEL, Updater, clip_rows, in_step
 
 T = 3
 SHAPES = {"weight": (4, 3), "bias": (4,), "scale": ()}
@@ -100,16 +100,40 @@ def round_trip(state, tmp_path):
     return files.read_tensors(tmp_path / "state.safetensors")
 
 
+@pytest.mark.parametrize("foreach", [None, False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_rows_step_exactly_like_separate_training(name):
-    params = numbers(0)
+def test_rows_step_like_separate_training_and_exactly_so_in_a_form_that_is_given(name, foreach):
+    params, make = numbers(0), partial(OPTIMIZERS[name], foreach=foreach)
     memory = {key: value.data_ptr() for key, value in params.items()}
-    updater = Updater(params, OPTIMIZERS[name], None, fuse=False)
+    updater = Updater(params, make, None, fuse=False)
     assert not updater.fused
-    expected = separately(OPTIMIZERS[name], None, params, periods=2)
+    expected = separately(make, None, params, periods=2)
     advance(updater, 2)
-    close(params, expected)
+    close(params, expected, rtol=1e-12 if foreach is None and make.func in ONE_KERNEL else 0.0)
     assert {key: value.data_ptr() for key, value in params.items()} == memory
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradients_may_lie_in_memory_otherwise_than_parameters(name, fuse):
+    grad, found = numbers(1), []
+    turned = {key: value.mT.contiguous().mT if value.ndim > 2 else value for key, value in grad.items()}
+    for given in (grad, turned):
+        params = numbers(0)
+        updater = Updater(params, OPTIMIZERS[name], None, fuse)
+        updater.step(given)
+        updater.step(given)
+        found.append(params)
+    assert turned["weight"].stride() != grad["weight"].stride()
+    close(*found)
+
+
+def test_sparse_gradients_are_stepped_by_the_form_that_takes_them():
+    with torch.sparse.check_sparse_tensor_invariants():
+        sparse = torch.sparse_coo_tensor([[1]], [[1.0, 2.0]], (3, 2), dtype=torch.float64)
+    params = {"table": torch.zeros(1, 3, 2, dtype=torch.float64)}
+    Updater(params, partial(optim.SGD, lr=0.5), None, fuse=False).step({"table": sparse[None]})
+    assert params["table"].tolist() == [[[0, 0], [-0.5, -1], [0, 0]]]
 
 
 @pytest.mark.parametrize("foreach", [False, True])

@@ -1,8 +1,9 @@
 """Optimizer steps over the stack: one optimizer and one scheduler per task over row views, or one fused optimizer.
 
-The row form works for every `torch.optim.Optimizer` and is exactly separate training. Where all tasks share their
-hyper-parameters and the optimizer treats every number for itself, a single optimizer over the stacked tensors
-takes the same step in fewer calls; it turns into the row form, for good, when a task needs something of its own.
+The row form works for every `torch.optim.Optimizer` and is separate training: exactly so where the optimizer was given
+a form (`foreach`, `fused`), else to rounding, since torch's own choice is not the fastest. Where all tasks share their
+hyper-parameters and the optimizer treats every number for itself, a single optimizer over the stacked tensors takes the
+same step in fewer calls; it turns into the row form, for good, when a task needs something of its own.
 """
 
 import copy
@@ -104,6 +105,9 @@ ONE_KERNEL: frozenset[type[Optimizer]] = frozenset({torch.optim.SGD, torch.optim
 _KERNELS = ("foreach", "fused")
 """Options that choose between forms of the same step."""
 
+_CHOSEN = {"foreach": False, "fused": True}
+"""What they are set to where nobody has chosen, unless gradients are sparse."""
+
 _FORMS = (("foreach", None), ("fused", None), ("capturable", False), ("differentiable", False))
 """Options of those who have chosen a form, or need one, and what they are where nobody has."""
 
@@ -175,9 +179,11 @@ class Updater:
                 step_by(self._optimizers[0], self._factors[0])
                 return
             self.unfuse()
+        if any(grad.is_sparse for grad in grads.values()):
+            self._leave_kernels()
         for i, t in enumerate(range(self.tasks) if tasks is None else tasks):
             for name, parameter in self._rows[t].items():
-                parameter.grad = grads[name][i] if name in grads else None
+                parameter.grad = _laid_out_as(parameter, grads[name][i]) if name in grads else None
             step_by(self._optimizers[t], self._factors[t])
 
     def scale(self, factors: Sequence[float]) -> None:
@@ -408,6 +414,12 @@ class Updater:
             self._unfused()
             self.restore(*saved)
 
+    def _leave_kernels(self) -> None:
+        """Takes back what was chosen for the optimizers: no kernel takes sparse gradients."""
+        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
+            if _CHOSEN.items() <= group.items():
+                group["fused"] = False
+
     def _unfused(self) -> None:
         self._stacks = {}
         self._build_rows()
@@ -436,7 +448,7 @@ class Updater:
             if type(optimizer) in ONE_KERNEL and not any(
                 group.get(option) not in (None, unset) for option, unset in _FORMS
             ):
-                group["foreach"] = True  # the same operations, in fewer calls
+                group.update(_CHOSEN)
         return optimizer
 
     def _fuse(self) -> None:
@@ -452,12 +464,10 @@ class Updater:
         # Adagrad fills its state by an argument of its own, not by the groups' options.
         accepted = inspect.signature(fused).parameters
         defaults = {name: value for name, value in first.defaults.items() if name in accepted}
-        free = fused in ONE_KERNEL and all(options["foreach"] for options in _options(first))
-        one_kernel = {"foreach": False, "fused": True} if free else {}
         self._optimizers = [
             fused(
                 [
-                    {**options, **one_kernel, "params": [self._stacks[name] for name in names]}
+                    {**options, "params": [self._stacks[name] for name in names]}
                     for options, names in zip(_options(first), groups, strict=True)
                 ],
                 **defaults,
@@ -510,8 +520,11 @@ def _own(slot: str, value: Tensor, parameter: Tensor, optimizer: Optimizer) -> T
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """Returns a gradient that lies in memory as the parameter does: moments begin as its copies, and stay so."""
-    if value.stride() == parameter.stride():
+    """Returns a gradient that lies in memory as the parameter does.
+
+    Moments begin as its copies, and stay so; and kernels go through the memory of all three alike without a look at it.
+    """
+    if value.is_sparse or value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
