@@ -1,5 +1,7 @@
 """Max pooling by rows, against torch's."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,5 +48,31 @@ def test_pooling_is_replaced_where_it_is_the_same(shape: tuple[int, ...], option
     simplify(module.graph)
     module.recompile()
     assert any(node.target is max_pool for node in module.graph.nodes) == replaced
+    assert any(node.target is torch.relu for node in module.graph.nodes) != replaced  # comes after pooling, in place
     for ours, theirs in zip(module.forward(x), pooled(x), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "use", [lambda r, p: p.sum() + r.sum(), lambda r, p: (p * r[..., ::2, ::2]).sum()], ids=["sum", "product"]
+)
+def test_what_is_rectified_for_others_too_stays_before_pooling(use: Callable[..., torch.Tensor]) -> None:
+    def pooled(x: torch.Tensor) -> list[torch.Tensor]:
+        x = x.detach().requires_grad_()
+        rectified = x.relu()
+        return list(torch.autograd.grad(use(rectified, torch.nn.functional.max_pool2d(rectified, 2)), [x]))
+
+    x = torch.randn(3, 2, 6, 4, generator=torch.Generator().manual_seed(0))
+    module = make_fx(pooled)(x)
+    simplify(module.graph)
+    module.recompile()
+    assert torch.equal(module.forward(x)[0], pooled(x)[0])
+
+
+def test_pooling_without_a_gradient_comes_first_too() -> None:
+    x = torch.randn(3, 2, 6, 4, generator=torch.Generator().manual_seed(0))
+    module = make_fx(lambda x: torch.nn.functional.max_pool2d(x.relu(), 2))(x)
+    simplify(module.graph)
+    module.recompile()
+    assert torch.relu not in {node.target for node in module.graph.nodes}
+    assert torch.equal(module.forward(x), torch.nn.functional.max_pool2d(x.relu(), 2))

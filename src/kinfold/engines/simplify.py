@@ -2,7 +2,8 @@
 
 Those left out do nothing, those rearranged spare copies, and those put in the place of others are held to these by
 tests. The products of small stacked layers are a few hundred microseconds long on a CPU, so that what stands around
-them counts; and torch's max pooling takes as long there as the convolutions beside it.
+them counts; and torch's max pooling takes as long there as the convolutions beside it, its softmax of few classes as
+the product before it.
 """
 
 import operator
@@ -11,6 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch.fx import Graph, Node
 
+from kinfold.engines.few_classes import log_softmax, log_softmax_backward
 from kinfold.engines.pooling import max_pool, max_pool_backward
 
 _aten = torch.ops.aten
@@ -34,6 +36,12 @@ _BINDINGS: dict[Any, Any] = {
     _aten._log_softmax_backward_data.default: torch._log_softmax_backward_data,
 }
 """The same operations by a shorter way from Python."""
+
+_VECTOR = 64
+"""Bytes that a CPU works on at once."""
+
+_MANY_ROWS = 256
+"""From so many rows on, turning them around pays."""
 
 _RESHAPES = frozenset({_aten.view.default, _aten._unsafe_view.default, _aten.expand.default})
 
@@ -63,6 +71,13 @@ def simplify(graph: Graph) -> None:
             _transpose_factors(graph, node, source)
         elif node.target is _aten.max_pool2d_with_indices.default:
             _pool_by_rows(graph, node, source)
+        elif node.target is _aten._log_softmax.default:
+            _take_few_classes_by_rows(node, source)
+        elif node.target is _aten._log_softmax_backward_data.default and node.args[1].target is log_softmax:
+            node.target, node.args = log_softmax_backward, node.args[:2]
+    for node in list(graph.nodes):
+        if node.target is max_pool:
+            _pool_before_rectifying(graph, node)
     overwritten: set[Node] = set()
     for node in list(graph.nodes):
         _overwrite(node, overwritten)
@@ -138,6 +153,46 @@ def _pool_by_rows(graph: Graph, node: Node, x: Node) -> None:
         user.target, user.args = max_pool_backward, (user.args[0], x, pairs)
     for index in indices:
         graph.erase_node(index)
+
+
+def _pool_before_rectifying(graph: Graph, pool: Node) -> None:
+    """Rectifies what max pooling leaves, a quarter as many numbers; and so on the way back."""
+    rectified = pool.args[0]
+    if not (isinstance(rectified, Node) and rectified.target is _aten.relu.default):
+        return
+    back = [user for user in rectified.users if user.target is max_pool_backward]
+    masks = [user for one in back for user in one.users]
+    if rectified.users.keys() != {pool, *back, *masks} or len(back) > 1 or len(masks) != len(back):
+        return
+    if any(mask.target is not _aten.threshold_backward.default or mask.args != (*back, rectified, 0) for mask in masks):
+        return
+    (x,) = rectified.args
+    maxima = next(user for user in pool.users if user.args[1] == 0)
+    with graph.inserting_after(maxima):
+        positive = graph.call_function(_aten.relu_.default, (maxima,))
+    positive.meta = dict(maxima.meta)
+    maxima.replace_all_uses_with(positive, delete_user_cb=lambda user: user is not positive)
+    pool.args = (x,)
+    for one, mask in zip(back, masks, strict=True):
+        grad, _, pairs = one.args
+        with graph.inserting_before(one):
+            masked = graph.call_function(_aten.threshold_backward.default, (grad, positive, 0))
+        masked.meta = dict(maxima.meta)
+        one.args = (masked, x, pairs)
+        mask.replace_all_uses_with(one)
+        graph.erase_node(mask)
+    graph.erase_node(rectified)
+
+
+def _take_few_classes_by_rows(node: Node, x: Node) -> None:
+    """Puts a faster form in the place of the logarithm of softmax over fewer classes than fill a vector."""
+    value, last = x.meta["val"], x.meta["val"].ndim - 1
+    few = last > 0 and value.shape[-1] * value.element_size() < _VECTOR and value.shape[:-1].numel() >= _MANY_ROWS
+    if not (few and node.args[1:] in ((last, False), (-1, False)) and not node.kwargs):
+        return
+    if value.device.type != "cpu" or not value.is_contiguous() or node.meta["val"].dtype != value.dtype:
+        return
+    node.target, node.args = log_softmax, (x,)
 
 
 def _is_transposed(node: Any) -> TypeGuard[Node]:
