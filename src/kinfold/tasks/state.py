@@ -244,7 +244,8 @@ def stack_models(
         shapes = [{name: value.shape for name, value in row.items()} for row in rows]
         if any(shape != shapes[0] for shape in shapes):
             raise InputError("model: the factory's modules differ in structure; every task must train the same one.")
-        return {name: torch.stack([row[name].detach() for row in rows])[index] for name in rows[0]}
+        found = {name: torch.stack([row[name].detach() for row in rows]) for name in rows[0]}
+        return found if len(rows) == len(starts) else {name: value[index] for name, value in found.items()}
 
     named = [dict(module.named_parameters()) for module in modules]
     params = stacked([{n: p for n, p in row.items() if p.requires_grad} for row in named])

@@ -173,18 +173,20 @@ class Updater:
         """
         if self.fused:
             if tasks is None:
-                for name, parameter in self._stacks.items():
-                    grad = grads.get(name)
-                    parameter.grad = None if grad is None else _laid_out_as(parameter, grad)
-                step_by(self._optimizers[0], self._factors[0])
+                self._step(0, self._stacks, grads)
                 return
             self.unfuse()
         if any(grad.is_sparse for grad in grads.values()):
             self._leave_kernels()
         for i, t in enumerate(range(self.tasks) if tasks is None else tasks):
-            for name, parameter in self._rows[t].items():
-                parameter.grad = _laid_out_as(parameter, grads[name][i]) if name in grads else None
-            step_by(self._optimizers[t], self._factors[t])
+            self._step(t, self._rows[t], {name: grad[i] for name, grad in grads.items()})
+
+    def _step(self, t: int, parameters: dict[str, nn.Parameter], grads: Params) -> None:
+        for name, grad in grads.items():
+            parameters[name].grad = _laid_out_as(parameters[name], grad)
+        step_by(self._optimizers[t], self._factors[t])
+        for name in grads:
+            parameters[name].grad = None  # their memory is free for the next step's
 
     def scale(self, factors: Sequence[float]) -> None:
         """Sets what the tasks' learning rates [T] are multiplied by in the steps to come."""
