@@ -7,10 +7,13 @@ the product before it.
 """
 
 import operator
+from collections.abc import Collection
 from typing import Any, TypeGuard
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from kinfold.engines.few_classes import log_softmax, log_softmax_backward
 from kinfold.engines.pooling import max_pool, max_pool_backward
@@ -25,6 +28,10 @@ _BINDINGS: dict[Any, Any] = {
     _aten.transpose.int: torch.transpose,
     _aten.unsqueeze.default: torch.unsqueeze,
     _aten.sum.dim_IntList: torch.sum,
+    _aten.sum.default: torch.sum,
+    _aten.mean.default: torch.mean,
+    _aten.mean.dim: torch.mean,
+    _aten.scatter_add.default: torch.scatter_add,
     _aten.add.Tensor: torch.add,
     _aten.mul.Tensor: torch.mul,
     _aten.div.Scalar: torch.div,
@@ -36,6 +43,29 @@ _BINDINGS: dict[Any, Any] = {
     _aten._log_softmax_backward_data.default: torch._log_softmax_backward_data,
 }
 """The same operations by a shorter way from Python."""
+
+_METHODS = {
+    _aten.view.default: "view",
+    _aten._unsafe_view.default: "view",
+    _aten.expand.default: "expand",
+    _aten.add_.Tensor: "add_",
+}
+"""Those that are methods of tensors and no functions of torch's."""
+
+_FILLED = frozenset(
+    {
+        _aten.ones_like.default,
+        _aten.zeros_like.default,
+        _aten.full_like.default,
+        _aten.new_zeros.default,
+        _aten.new_ones.default,
+        _aten.new_full.default,
+    }
+)
+"""Operations whose results hang on the form of a tensor, and not on its numbers."""
+
+_LARGEST_CONSTANT = 2**18
+"""Elements of a result that is kept and not computed at each step."""
 
 _VECTOR = 64
 """Bytes that a CPU works on at once."""
@@ -64,9 +94,12 @@ def simplify(graph: Graph) -> None:
         if not isinstance(source, Node):
             continue
         once = node.target is _aten.mul.Scalar and node.args[1] == 1 and _form(node) == _form(source)
-        if _hands_on(node, source) or (pure and once):
-            node.replace_all_uses_with(source)
+        twice = _turns(node) and _turns(source)
+        if _hands_on(node, source) or (pure and once) or twice:
+            node.replace_all_uses_with(source.args[0] if twice else source)
             graph.erase_node(node)
+            if twice and not source.users:
+                graph.erase_node(source)
         elif _is_transposed(node) and _is_only_here(source, _aten.bmm.default):
             _transpose_factors(graph, node, source)
         elif node.target is _aten.max_pool2d_with_indices.default:
@@ -78,10 +111,14 @@ def simplify(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.target is max_pool:
             _pool_before_rectifying(graph, node)
+    if pure:
+        _keep_constants(graph)
     overwritten: set[Node] = set()
     for node in list(graph.nodes):
         _overwrite(node, overwritten)
     for node in graph.nodes:
+        if node.target in _METHODS:
+            node.op, node.target = "call_method", _METHODS[node.target]
         node.target = _BINDINGS.get(node.target, node.target)
 
 
@@ -92,6 +129,50 @@ def _writes(node: Node) -> bool:
 
 def _hands_on(node: Node, source: Node) -> bool:
     return node.target in _IDENTITIES or (node.target in _RESHAPES and _form(node) == _form(source))
+
+
+def _keep_constants(graph: Graph) -> None:
+    """Computes once what is the same at every step, such as the gradient of a mean with respect to its terms.
+
+    What is handed out stays an operation: others may write to it.
+    """
+    module, constants = graph.owning_module, dict[Node, Tensor]()
+    if module is None:
+        return
+    for node in graph.nodes:
+        if _is_constant(node, constants) and not any(user.op == "output" for user in node.users):
+            given = node.args
+            if node.target in _FILLED:
+                like = node.args[0].meta["val"]
+                form = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+                given = (form, *node.args[1:])
+            constants[node] = node.target(*map_arg(given, constants.__getitem__), **node.kwargs)
+    for number, (node, value) in enumerate(constants.items()):
+        if not node.users.keys() <= constants.keys():
+            name = f"constant_{number}"
+            module.register_buffer(name, value, persistent=False)
+            with graph.inserting_before(node):
+                kept = graph.get_attr(name)
+            kept.meta = dict(node.meta)
+            node.replace_all_uses_with(kept, delete_user_cb=lambda user: user not in constants)
+    unread = {source for node in constants for source in node.all_input_nodes} - constants.keys()
+    for node in reversed(constants):
+        graph.erase_node(node)
+    for node in unread:
+        if not node.users and node.target is _aten.sum.default:
+            graph.erase_node(node)
+
+
+def _is_constant(node: Node, constants: Collection[Node]) -> bool:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    value = node.meta["val"]
+    if not isinstance(value, Tensor) or value.numel() > _LARGEST_CONSTANT:
+        return False
+    if node.target in _FILLED:
+        return True
+    drawn = torch.Tag.nondeterministic_seeded in node.target.tags
+    return bool(node.all_input_nodes) and not drawn and all(source in constants for source in node.all_input_nodes)
 
 
 def _transpose_factors(graph: Graph, node: Node, product: Node) -> None:
@@ -200,6 +281,11 @@ def _is_transposed(node: Any) -> TypeGuard[Node]:
     if not (isinstance(node, Node) and node.target is _aten.transpose.int and node.meta["val"].ndim == 3):
         return False
     return {axis % 3 for axis in node.args[1:] if isinstance(axis, int)} == {1, 2}
+
+
+def _turns(node: Node) -> bool:
+    """Whether a node exchanges the two axes of a matrix, or of each of several."""
+    return node.target is _aten.t.default or _is_transposed(node)
 
 
 def _is_only_here(node: Any, target: Any) -> TypeGuard[Node]:

@@ -1,0 +1,78 @@
+"""What is left out of a recorded step, and what must not be."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from kinfold import random
+from kinfold.engines.simplify import simplify
+
+X = torch.arange(6.0).view(2, 3)
+
+
+def simplified(function: Callable[..., object], *given: Tensor) -> GraphModule:
+    module = make_fx(function)(*given)
+    simplify(module.graph)
+    module.recompile()
+    return module
+
+
+def operations(module: GraphModule) -> list[str]:
+    return [node.name for node in module.graph.nodes if node.op in ("call_function", "call_method")]
+
+
+def test_what_does_not_hang_on_numbers_is_computed_once() -> None:
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad((x * x).mean(), x)
+        return grad
+
+    module = simplified(gradient, X)
+    assert not any("ones" in name or "div" in name or "expand" in name for name in operations(module))
+    for x in (X, X.flip(1)):
+        assert torch.equal(module.forward(x), gradient(x))
+
+
+def test_what_is_handed_out_is_computed_anew() -> None:
+    module = simplified(lambda x: [torch.ones_like(x), x + torch.zeros_like(x)], X)
+    first, _ = module.forward(X)
+    first += 1
+    assert torch.equal(module.forward(X)[0], torch.ones_like(X))
+
+
+def test_draws_are_no_constants() -> None:
+    with random.seeded(torch.device("cpu"), "test"):
+        module = simplified(lambda x: x * torch.rand_like(torch.ones_like(x)), X)
+        first = module.forward(X)
+        assert not torch.equal(first, module.forward(X))
+
+
+def test_large_results_are_not_kept() -> None:
+    module = simplified(lambda x: x.sum() + torch.ones_like(x), torch.ones(600, 600))
+    assert not list(module.buffers())
+    assert torch.equal(module.forward(torch.ones(600, 600)), torch.full((600, 600), 360_001.0))
+
+
+def test_nothing_is_kept_where_an_operation_writes_to_what_it_is_given() -> None:
+    module = simplified(lambda x: x + torch.zeros_like(x).add_(x), X)
+    for _ in range(2):
+        assert torch.equal(module.forward(X), 2 * X)
+
+
+@pytest.mark.parametrize(("function", "shape"), [(lambda x: x.t(), (2, 3)), (lambda x: x.transpose(1, 2), (4, 2, 3))])
+def test_transposing_twice_is_left_out(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    x = torch.arange(float(torch.Size(shape).numel())).view(shape)
+    module = simplified(lambda x: function(function(x)) + 1, x)
+    assert operations(module) == ["add"]
+    assert torch.equal(module.forward(x), x + 1)
+
+
+def test_one_of_two_transposes_stays_where_others_read_it() -> None:
+    module = simplified(lambda x: [x.t() * 2, x.t().t() + 1], X)
+    turned, twice = module.forward(X)
+    assert torch.equal(turned, 2 * X.t())
+    assert torch.equal(twice, X + 1)
