@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kinfold.data.base import TensorInputs
-from kinfold.engines import Engine, Job, local, recording
+from kinfold.engines import Engine, Job, local, recording, vectorised
 from kinfold.engines.captured import Graph, Pass
 from kinfold.run import Progress, run
 from kinfold.tasks.objective import make_objective
@@ -67,6 +67,13 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are recorded from the first on; and although, under test, checking types draws from Python's generator."""
     monkeypatch.setattr(local, "UNRECORDED", 0)
     monkeypatch.setattr(recording, "_python_state", lambda: None)
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches that hold two tasks."""
+    monkeypatch.setattr(vectorised, "_CACHED", 0)
+    monkeypatch.setattr(vectorised, "_FEWEST", 2)
 
 
 @dataclass

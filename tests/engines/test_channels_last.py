@@ -46,7 +46,7 @@ def lies_last(value: torch.Tensor) -> bool:
 def layouts(engine: LocalEngine) -> list[bool]:
     """Whether the first convolution's weights, best snapshots and moments lie with their channels last."""
     updater: Updater = engine.updater
-    owners = [updater._stacks] if updater.fused else updater._rows
+    owners = updater._stacks if updater.fused else updater._rows
     moments = [
         value if updater.fused else value[None]
         for optimizer, named in zip(updater._optimizers, owners, strict=True)

@@ -103,6 +103,11 @@ def test_a_run_is_the_same_bit_for_bit(lab: SimpleNamespace, name: str) -> None:
         run.engine.close()
 
 
+@pytest.mark.usefixtures("narrow")
+def test_it_is_where_tasks_step_in_lanes(lab: SimpleNamespace) -> None:
+    test_a_run_is_the_same_bit_for_bit(lab, "vectorised")
+
+
 @pytest.mark.parametrize("name", ["sequential", "vectorised"])
 @pytest.mark.parametrize("every", [None, 3])
 def test_a_period_decodes_each_row_once(lab: SimpleNamespace, name: str, every: int | None) -> None:

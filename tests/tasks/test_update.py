@@ -4,12 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn, optim
 from torch.optim import lr_scheduler as schedules
 
 from kinfold import files
 from kinfold.errors import InputError
-from kinfold.tasks.update import ELEMENTWISE, ONE_KERNEL, Updater, clip_rows, in_step
+from kinfold.tasks.update import ELEMENTWISE, ONE_KERNEL, Updater, clip_rows, in_step, lanes_of
 
 T = 3
 SHAPES = {"weight": (4, 3), "bias": (4,), "scale": ()}
@@ -118,11 +120,11 @@ def test_rows_step_like_separate_training_and_exactly_so_in_a_form_that_is_given
 def test_gradients_may_lie_in_memory_otherwise_than_parameters(name, fuse):
     grad, found = numbers(1), []
     turned = {key: value.mT.contiguous().mT if value.ndim > 2 else value for key, value in grad.items()}
-    for given in (grad, turned):
+    for own in (grad, turned):
         params = numbers(0)
         updater = Updater(params, OPTIMIZERS[name], None, fuse)
-        updater.step(given)
-        updater.step(given)
+        updater.step(own)
+        updater.step(own)
         found.append(params)
     assert turned["weight"].stride() != grad["weight"].stride()
     close(*found)
@@ -146,6 +148,75 @@ def test_the_fused_form_takes_the_same_steps(name, foreach):
     advance(updater, 3)
     assert updater.fused
     close(params, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_lanes_take_the_same_steps_each_by_itself(name):
+    """Lane after lane, or at once; where other tasks are to step, the form is left."""
+    params = numbers(0)
+    updater = Updater(params, OPTIMIZERS[name], SCHEDULERS["cosine"], fuse=True, lane=2)
+    expected = separately(OPTIMIZERS[name], SCHEDULERS["cosine"], params, periods=2)
+    for step in range(3):
+        grads = numbers(100 + step)
+        for tasks in ([2], [0, 1]):
+            updater.step({key: value[tasks] for key, value in grads.items()}, tasks)
+    updater.end_period(losses(1))
+    for step in range(3):
+        updater.step(numbers(200 + step))
+    updater.end_period(losses(2))
+    assert updater.fused
+    close(params, expected, rtol=1e-12)
+    assert len(updater.options()["lr"]) == T
+    updater.step({key: value[[0]] for key, value in numbers(7).items()}, [0])
+    assert not updater.fused
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_lanes_at_different_points_are_restored(name, tmp_path):
+    def started():
+        params = numbers(0)
+        return params, Updater(params, OPTIMIZERS[name], SCHEDULERS["cosine"], fuse=True, lane=2)
+
+    params, updater = started()
+    advance(updater, 2)
+    updater.step({key: value[[2]] for key, value in numbers(7).items()}, [2])
+    tensors, others = round_trip(updater.state(), tmp_path)
+    again, resumed = started()
+    for key, value in params.items():
+        again[key].copy_(value)
+    resumed.restore(tensors, others)
+    assert resumed.fused
+    for one in (updater, resumed):
+        advance(one, 2, first=3)
+    close(again, params)
+
+
+def test_moments_cross_lanes_and_counts_that_differ_part_them():
+    params, origin = numbers(0), torch.tensor([2, 1, 1])
+    updater = Updater(params, OPTIMIZERS["adam"], None, fuse=True, lane=2)
+    advance(updater, 1)
+    before, _ = updater.state()
+    updater.carry(lambda _name, _slot, moments: moments[origin], origin.tolist())
+    assert updater.fused
+    after, _ = updater.state()
+    for t, donor in enumerate(origin.tolist()):
+        for name in SHAPES:
+            assert torch.equal(after[f"{t}/{name}/exp_avg"], before[f"{donor}/{name}/exp_avg"])
+    updater.step({key: value[[2]] for key, value in numbers(7).items()}, [2])
+    updater.carry(lambda _name, _slot, moments: moments[origin], origin.tolist())
+    assert not updater.fused
+    counts, _ = updater.state()
+    assert [int(counts[f"{t}/bias/step"]) for t in range(T)] == [4, 3, 3]
+
+
+@given(st.integers(1, 70), st.integers(1, 70))
+def test_lanes_are_alike_and_as_few_as_can_be(tasks, most):
+    lanes = lanes_of(tasks, most)
+    assert [t for lane in lanes for t in lane] == list(range(tasks))
+    sizes = {len(lane) for lane in lanes}
+    assert max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
+    assert len(lanes) == -(-tasks // most)
 
 
 def test_every_fused_optimizer_is_tested():

@@ -103,7 +103,7 @@ class LocalEngine(Engine):
         self.targets = job.targets.to(self.device, self.dtype if floating else torch.int64)
         self.weights = None if job.weights is None else job.weights.to(self.device, self.dtype)
         self.stack = start_stack(job) if stack is None else stack
-        self.updater = Updater(self.stack.params, job.optimizer, job.scheduler, self.fuse)
+        self.updater = Updater(self.stack.params, job.optimizer, job.scheduler, self.fuse, self._most_abreast())
         self.chain = Chain(job.methods)
         self._network = Network(self.stack.module, self._forward)
         self.states: list[State] = self._start_methods() if states is None else states
@@ -150,6 +150,10 @@ class LocalEngine(Engine):
     @abc.abstractmethod
     def lift(self) -> Lift:
         """How one task's function becomes a function of k tasks."""
+
+    def _most_abreast(self) -> int:
+        """How many tasks take a step together, where memory does for all."""
+        return self.job.tasks
 
     @abc.abstractmethod
     def _lanes(self) -> list[list[int]]:

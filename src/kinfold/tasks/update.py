@@ -1,9 +1,10 @@
-"""Optimizer steps over the stack: one optimizer and one scheduler per task over row views, or one fused optimizer.
+"""Optimizer steps over the stack: one optimizer and one scheduler per task over row views, or one for many tasks.
 
 The row form works for every `torch.optim.Optimizer` and is separate training: exactly so where the optimizer was given
 a form (`foreach`, `fused`), else to rounding, since torch's own choice is not the fastest. Where all tasks share their
-hyper-parameters and the optimizer treats every number for itself, a single optimizer over the stacked tensors takes the
-same step in fewer calls; it turns into the row form, for good, when a task needs something of its own.
+hyper-parameters and the optimizer treats every number for itself, a fused optimizer over the stacked tensors takes the
+same step in fewer calls, for all tasks or for a lane of neighbours; it turns into the row form, for good, when a task
+needs something of its own.
 """
 
 import copy
@@ -12,7 +13,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any, TypeAlias
 
 import torch
@@ -133,6 +134,7 @@ class Updater:
         optimizers: one maker for all tasks, or T of them.
         scheduler: maker of a learning-rate schedule that is stepped once a period, or None.
         fuse: whether to take one fused step where that is the same; never where it is not.
+        lane: how many tasks at most one fused optimizer steps (see `lanes_of`); default all.
 
     Raises:
         InputError: the number of makers is not T, or a maker fails or makes something that cannot be used.
@@ -144,12 +146,15 @@ class Updater:
         optimizers: MakeOptimizer | Sequence[MakeOptimizer],
         scheduler: MakeScheduler | None,
         fuse: bool,
+        lane: int | None = None,
     ):
         self._params = {name: value.detach() for name, value in params.items()}
         self._makers, self._make_scheduler = optimizers, scheduler
         self.tasks = len(next(iter(params.values())))
         check_count(optimizers, self.tasks)
-        self._stacks: dict[str, nn.Parameter] = {}
+        self._lane = self.tasks if lane is None else lane
+        self._lanes: list[range] = []  # the tasks of each optimizer
+        self._stacks: list[dict[str, nn.Parameter]] = []
         self._rows: list[dict[str, nn.Parameter]] = []
         self._optimizers: list[Optimizer] = []
         self._schedulers: list[Any] = []
@@ -163,7 +168,7 @@ class Updater:
 
     @property
     def fused(self) -> bool:
-        """Whether one optimizer steps all tasks."""
+        """Whether one optimizer steps all tasks of a lane."""
         return bool(self._stacks)
 
     def step(self, grads: Params, tasks: Sequence[int] | None = None) -> None:
@@ -172,8 +177,13 @@ class Updater:
         A parameter without a gradient is left alone, as it is where a loss does not reach it in a plain loop.
         """
         if self.fused:
-            if tasks is None:
-                self._step(0, self._stacks, grads)
+            lanes = [i for i, lane in enumerate(self._lanes) if tasks is None or list(lane) == list(tasks)]
+            if lanes:
+                for i in lanes:
+                    whole = len(self._lanes) == 1 or tasks is not None
+                    lane = slice(self._lanes[i].start, self._lanes[i].stop)
+                    own = grads if whole else {name: grad[lane] for name, grad in grads.items()}
+                    self._step(i, self._stacks[i], own)
                 return
             self.unfuse()
         if any(grad.is_sparse for grad in grads.values()):
@@ -181,10 +191,10 @@ class Updater:
         for i, t in enumerate(range(self.tasks) if tasks is None else tasks):
             self._step(t, self._rows[t], {name: grad[i] for name, grad in grads.items()})
 
-    def _step(self, t: int, parameters: dict[str, nn.Parameter], grads: Params) -> None:
+    def _step(self, i: int, parameters: dict[str, nn.Parameter], grads: Params) -> None:
         for name, grad in grads.items():
             parameters[name].grad = _laid_out_as(parameters[name], grad)
-        step_by(self._optimizers[t], self._factors[t])
+        step_by(self._optimizers[i], self._factors[i])  # factors that differ are never fused
         for name in grads:
             parameters[name].grad = None  # their memory is free for the next step's
 
@@ -199,7 +209,7 @@ class Updater:
         with warnings.catch_warnings():
             # An optimizer that took over from the fused one in mid-period may not have stepped itself.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            for scheduler, loss in zip(self._schedulers, losses, strict=False):  # one scheduler when fused
+            for scheduler, loss in zip(self._schedulers, losses, strict=False):  # fewer schedulers when fused
                 if isinstance(scheduler, ReduceLROnPlateau):
                     scheduler.step(loss)
                 else:
@@ -207,7 +217,7 @@ class Updater:
 
     def options(self) -> dict[str, Float[Tensor, " T"]]:
         """Returns the options of the optimizers' first groups that are numbers in every task, [T] each."""
-        groups = [optimizer.param_groups[0] for optimizer in self._optimizers] * (self.tasks if self.fused else 1)
+        groups = [self._optimizers[i].param_groups[0] for i, _ in self._places()]
         names = [name for name in groups[0] if all(_is_number(group.get(name)) for group in groups)]
         return {name: torch.tensor([float(group[name]) for group in groups], dtype=torch.float64) for name in names}
 
@@ -273,15 +283,21 @@ class Updater:
     def slots(self) -> list[Slots]:
         """Returns what the optimizers remember of each task; moments are views where one optimizer steps all."""
         found: list[Slots] = []
-        for t in range(self.tasks):
-            optimizer = self._optimizers[0 if self.fused else t]
+        for i, row in self._places():
             own: Slots = {}
-            for name, parameter in (self._stacks if self.fused else self._rows[t]).items():
-                for slot, value in optimizer.state.get(parameter, {}).items():
+            for name, parameter in self._parameters(i).items():
+                for slot, value in self._optimizers[i].state.get(parameter, {}).items():
                     per_task = self.fused and _is_moment(slot, value, parameter.shape)
-                    own[name, slot] = value[t] if per_task else value
+                    own[name, slot] = value[row] if per_task else value
             found.append(own)
         return found
+
+    def _places(self) -> list[tuple[int, int]]:
+        """For every task the number of its optimizer, and its place among the tasks of that."""
+        return [(i, row) for i, lane in enumerate(self._lanes) for row in range(len(lane))]
+
+    def _parameters(self, i: int) -> dict[str, nn.Parameter]:
+        return self._stacks[i] if self.fused else self._rows[i]
 
     def moments(self) -> frozenset[tuple[str, str]]:
         """Returns the slots that hold, in every task, a number for each of the parameter's."""
@@ -311,10 +327,11 @@ class Updater:
         others = [{key: value for key, value in own.items() if key not in moments} for own in states]
         moved = [others[donor] for donor in donors]
         if self.fused and all(_same(one, other) for one, other in zip(others, moved, strict=False)):
-            for name, parameter in self._stacks.items():  # step counts are common to all tasks
-                for slot, value in self._optimizers[0].state.get(parameter, {}).items():
-                    if (name, slot) in moments:
-                        value.copy_(change(name, slot, value))
+            for name, slot in sorted(moments):  # step counts stay
+                parts = [o.state[stack[name]][slot] for o, stack in zip(self._optimizers, self._stacks, strict=True)]
+                whole = change(name, slot, torch.cat(parts) if len(parts) > 1 else parts[0])
+                for part, lane in zip(parts, self._lanes, strict=True):
+                    part.copy_(whole[lane.start : lane.stop])
             return
         self.unfuse()
         for name, slot in sorted(moments):
@@ -339,8 +356,7 @@ class Updater:
     def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """Returns (tensors keyed `task/parameter/slot`, JSON values of each task), alike for both forms."""
         tensors, others = {}, []
-        for t, slots in enumerate(self.slots()):
-            optimizer = self._optimizers[0 if self.fused else t]
+        for t, (slots, (i, _)) in enumerate(zip(self.slots(), self._places(), strict=True)):
             plain: dict[str, Any] = {}
             for (name, slot), value in slots.items():
                 if isinstance(value, Tensor):
@@ -348,28 +364,29 @@ class Updater:
                 else:
                     plain[f"{name}/{slot}"] = value
             hidden = ("params", *_KERNELS)
-            groups = [{k: v for k, v in group.items() if k not in hidden} for group in optimizer.param_groups]
-            scheduler = self._schedulers[0 if self.fused else t].state_dict() if self._schedulers else None
+            groups = [{k: v for k, v in group.items() if k not in hidden} for group in self._optimizers[i].param_groups]
+            scheduler = self._schedulers[i].state_dict() if self._schedulers else None
             values = {"slots": plain, "groups": groups, "scheduler": scheduler, "fused": self.fused}
             others.append(copy.deepcopy(values))
         return tensors, others
 
     def restore(self, tensors: Mapping[str, Tensor], others: Sequence[Mapping[str, Any]]) -> None:
         """Puts back what `state` returned."""
-        if self.fused and not (all(other["fused"] for other in others) and in_step(tensors, others)):
+        if self.fused and not (
+            all(other["fused"] for other in others) and all(in_step(tensors, others, lane) for lane in self._lanes)
+        ):
             self._unfused()
         by_task: list[dict[tuple[str, str], Tensor]] = [{} for _ in range(self.tasks)]
         for key, value in tensors.items():
             task, name, slot = key.split("/", 2)
             by_task[int(task)][name, slot] = value
-        for t, optimizer in enumerate(self._optimizers):
-            names = self._stacks if self.fused else self._rows[t]
-            groups = optimizer.param_groups
+        for i, (optimizer, lane) in enumerate(zip(self._optimizers, self._lanes, strict=True)):
+            t, names, groups = lane.start, self._parameters(i), optimizer.param_groups
             optimizer.state.clear()
             for (name, slot), value in by_task[t].items():
                 parameter = names[name]
                 if self.fused and _is_moment(slot, value, parameter.shape[1:]):
-                    value = torch.stack([row[name, slot] for row in by_task])
+                    value = torch.stack([by_task[row][name, slot] for row in lane])
                 optimizer.state[parameter][slot] = _own(slot, value, parameter, optimizer)
             for key, plain in others[t]["slots"].items():
                 name, slot = key.rsplit("/", 1)
@@ -377,8 +394,8 @@ class Updater:
             for group, saved in zip(groups, others[t]["groups"], strict=True):
                 group.update(_revived(saved, group))
             if self._schedulers:
-                fresh = self._schedulers[t].state_dict()
-                self._schedulers[t].load_state_dict(_revived(copy.deepcopy(others[t]["scheduler"]), fresh))
+                fresh = self._schedulers[i].state_dict()
+                self._schedulers[i].load_state_dict(_revived(copy.deepcopy(others[t]["scheduler"]), fresh))
 
     def kept(self) -> Callable[[], None]:
         """Returns what puts back what the optimizers remember, and their form, as it is now.
@@ -386,7 +403,8 @@ class Updater:
         It is for steps that are taken back within a period: schedules and options are left alone. The copies are the
         host's.
         """
-        stacks, rows, optimizers, schedulers = self._stacks, self._rows, self._optimizers, self._schedulers
+        stacks, rows, lanes = self._stacks, self._rows, self._lanes
+        optimizers, schedulers = self._optimizers, self._schedulers
         slots = [
             [
                 (state, slot, value, value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value)
@@ -398,7 +416,8 @@ class Updater:
         owners = [list(optimizer.state.items()) for optimizer in optimizers]
 
         def back() -> None:
-            self._stacks, self._rows, self._optimizers, self._schedulers = stacks, rows, optimizers, schedulers
+            self._stacks, self._rows, self._lanes = stacks, rows, lanes
+            self._optimizers, self._schedulers = optimizers, schedulers
             for optimizer, owned, saved in zip(optimizers, owners, slots, strict=True):
                 optimizer.state.clear()
                 optimizer.state.update(owned)
@@ -423,13 +442,14 @@ class Updater:
                 group["fused"] = False
 
     def _unfused(self) -> None:
-        self._stacks = {}
+        self._stacks = []
         self._build_rows()
         self._start_schedulers()
 
     def _build_rows(self) -> None:
         self._rows = [{name: nn.Parameter(value[t]) for name, value in self._params.items()} for t in range(self.tasks)]
         self._optimizers = [self._make_optimizer(t) for t in range(self.tasks)]
+        self._lanes = [range(t, t + 1) for t in range(self.tasks)]
 
     def _make_optimizer(self, t: int) -> Optimizer:
         make = self._makers if callable(self._makers) else self._makers[t]
@@ -461,7 +481,11 @@ class Updater:
         # Groups are read off task 0's rows, since predicates such as `p.ndim > 1` must never see a stack.
         name_of = {id(parameter): name for name, parameter in self._rows[0].items()}
         groups = [[name_of[id(p)] for p in group["params"]] for group in first.param_groups]
-        self._stacks = {name: nn.Parameter(self._params[name]) for group in groups for name in group}
+        self._lanes = lanes_of(self.tasks, self._lane)
+        self._stacks = [
+            {name: nn.Parameter(self._params[name][lane.start : lane.stop]) for group in groups for name in group}
+            for lane in self._lanes
+        ]
         fused: Callable[..., Optimizer] = type(first)
         # Adagrad fills its state by an argument of its own, not by the groups' options.
         accepted = inspect.signature(fused).parameters
@@ -469,11 +493,12 @@ class Updater:
         self._optimizers = [
             fused(
                 [
-                    {**options, "params": [self._stacks[name] for name in names]}
+                    {**options, "params": [stack[name] for name in names]}
                     for options, names in zip(_options(first), groups, strict=True)
                 ],
                 **defaults,
             )
+            for stack in self._stacks
         ]
         self._rows = []
 
@@ -488,22 +513,44 @@ class Updater:
             raise InputError(f"scheduler: it cannot be made ({one_line(error)}).") from error
 
 
-def in_step(tensors: Mapping[str, Tensor], others: Sequence[Mapping[str, Any]]) -> bool:
+def lanes_of(tasks: int, most: int) -> list[range]:
+    """Returns the tasks in lanes of neighbours, as few as can be with no more than so many in each, and all alike.
+
+    Example:
+        >>> lanes_of(5, 3)
+        [range(0, 3), range(3, 5)]
+        >>> lanes_of(64, 64)
+        [range(0, 64)]
+    """
+    count = math.ceil(tasks / most)
+    ends = [math.ceil(i * tasks / count) for i in range(count + 1)]
+    return [range(first, last) for first, last in pairwise(ends)]
+
+
+def in_step(tensors: Mapping[str, Tensor], others: Sequence[Mapping[str, Any]], tasks: range | None = None) -> bool:
     """Returns whether tasks' optimizers, as `Updater.state` gives them, have not parted: one could step them all.
 
     They part by step counts, rates and forgotten moments.
+
+    Args:
+        tensors: of all tasks.
+        others: likewise.
+        tasks: which are asked about; default all.
     """
-    slots: list[set[str]] = [set() for _ in others]
+    tasks = range(len(others)) if tasks is None else tasks
+    slots: dict[int, set[str]] = {t: set() for t in tasks}
     counters: dict[str, list[Tensor]] = {}
     for key, value in tensors.items():
         task, slot = key.split("/", 1)
-        slots[int(task)].add(slot)
-        if slot.rpartition("/")[2] in _COUNTERS:
-            counters.setdefault(slot, []).append(value)
-    own = [{name: value for name, value in other.items() if name != "fused"} for other in others]
+        if int(task) in slots:
+            slots[int(task)].add(slot)
+            if slot.rpartition("/")[2] in _COUNTERS:
+                counters.setdefault(slot, []).append(value)
+    first = tasks.start
+    own = {t: {name: value for name, value in others[t].items() if name != "fused"} for t in tasks}
     return (
-        all(mine == slots[0] for mine in slots)
-        and all(mine == own[0] for mine in own)
+        all(mine == slots[first] for mine in slots.values())
+        and all(mine == own[first] for mine in own.values())
         and all(bool((torch.stack(values) == values[0]).all()) for values in counters.values())
     )
 
