@@ -1,5 +1,6 @@
 import json
 import threading
+import time
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_what_is_written_is_what_was_handed_over(tmp_path, gate):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"row": tensors["stack"][1], **tensors}, {"period": 1})
         tensors["stack"] += 1
-        assert not checkpoints.due()
+        assert checkpoints.due() is False
         assert checkpoints.latest() is None
         gate.set()
     found, values = checkpoints.latest()
@@ -106,6 +107,11 @@ def test_a_checkpoint_is_due_when_the_last_one_has_paid(tmp_path, monkeypatch):
     assert checkpoints.due()
 
 
+def _wait_until_due(checkpoints):
+    while not checkpoints.due():
+        time.sleep(0.001)
+
+
 def _save_and_raise(folder, error):
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(1, {"a": torch.zeros(1)}, 1)
@@ -133,6 +139,10 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, monkeypatch)
         checkpoints.save(1, {}, None)
         with pytest.raises(RunError, match=message):
             checkpoints.save(2, {}, None)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {}, None)
+        with pytest.raises(RunError, match=message):
+            _wait_until_due(checkpoints)
     with pytest.raises(ValueError, match="the first"):
         _save_and_raise(tmp_path, ValueError("the first"))
 
@@ -185,6 +195,15 @@ def test_its_log_is_flushed_before_a_checkpoint_is_there(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, tmp_path / "log") as checkpoints:
         checkpoints.save(1, {"a": torch.zeros(1)}, 1)
     assert flushed == [(tmp_path / "log", [])]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_as_many_are_kept_as_asked(tmp_path, keep):
+    for period in range(1, 6):
+        with Checkpoints(tmp_path, keep=keep) as checkpoints:
+            checkpoints.save(period, {"a": torch.zeros(1)}, period)
+        kept = [int(path.stem.split("-")[1]) for path in sorted(tmp_path.iterdir())]
+        assert kept == list(range(max(1, period + 1 - keep), period + 1))
 
 
 def test_they_are_cleared_away(tmp_path):

@@ -70,6 +70,13 @@ def test_what_is_kept_is_bounded():
     assert (values.points[0][0], values.points[-1][0]) == (0, n - 1)
 
 
+def test_equals_stand_in_the_order_of_rows_and_classes():
+    classes = torch.arange(120) % 40
+    found = diagnose(torch.eye(40)[classes], classes, torch.arange(120), **ABOUT, labels=list(range(40)))
+    assert found.confusion == [[c, c, 3] for c in range(40)]
+    assert [each["row"] for each in found.hardest] == list(range(16))
+
+
 def test_a_row_without_a_number_is_the_hardest():
     outputs = torch.tensor([[0.0, 9.0], [math.nan, 0.0]])
     found = diagnose(outputs, torch.tensor([0, 0]), torch.tensor([0, 1]), **ABOUT, labels=["a", "b"])

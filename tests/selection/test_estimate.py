@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from kinfold.errors import InputError
 from kinfold.files import jsonable
 from kinfold.random import seed_of
-from kinfold.selection import bca, calibration_error, estimate, per_class, wilson
+from kinfold.selection import Estimate, bca, calibration_error, estimate, per_class, wilson
 from kinfold.selection.estimate import calibration_bins
 
 
@@ -43,7 +43,14 @@ def test_wilson_covers(rows):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0, 0), "no proportion"), ((3, 2), "3 of 2 rows"), ((-1, 2), "no proportion"), ((1, 2, 95.0), "level: must")],
+    [
+        ((0, 0), "no proportion"),
+        ((3, 2), "3 of 2 rows"),
+        ((-1, 2), "no proportion"),
+        ((1, 2, 0.0), "level: must"),
+        ((1, 2, 1.0), "level: must"),
+        ((1, 2, 95.0), "level: must"),
+    ],
 )
 def test_wilson_refuses(arguments, message):
     with pytest.raises(InputError, match=message):
@@ -79,6 +86,34 @@ def test_bca_draws_paired_rows_keyed_by_the_seed():
     assert paired != bca(mean, [x], resamples=200, seed=2)
 
 
+def test_bca_counts_ties_half_as_scipy_does():
+    x = torch.tensor([0.0, 0, 0, 1, 1, 2, 2, 10], dtype=torch.float64)  # means of eight whole numbers are exact
+    rng = np.random.default_rng(seed_of(0, "bootstrap"))
+    theirs = bootstrap((x.numpy(),), np.mean, n_resamples=200, rng=rng).confidence_interval
+    ours = bca(mean, [x], resamples=200)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=1e-9)
+
+
+def test_bca_takes_two_thousand_resamples_of_the_first_seed_unless_told():
+    x = skewed(10)
+    assert bca(mean, [x]) == bca(mean, [x], 0.95, resamples=2000, seed=0)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95.0, math.nan])
+def test_a_level_is_above_zero_and_below_one(level):
+    with pytest.raises(InputError, match=f"level: must be above 0 and below 1, not {level}"):
+        bca(mean, [skewed(10)], level)
+
+
+@pytest.mark.parametrize(("n", "blocks"), [(2, 2), (40, 40), (500, 500), (777, 500)])
+def test_the_jackknife_leaves_out_rows_or_five_hundred_blocks(n, blocks):
+    rows = []
+    bca(lambda x: rows.append(len(x)) or mean(x), [skewed(n)], resamples=10)
+    assert rows[:11] == [n] * 11
+    assert len(rows) == 11 + blocks
+    assert sum(n - left for left in rows[11:]) == n
+
+
 def test_blocks_stand_in_for_single_rows_in_a_long_jackknife():
     x = skewed(2000)
     theirs = bootstrap(
@@ -98,6 +133,37 @@ def test_where_the_corrections_are_not_defined_the_ends_are_plain_quantiles():
     assert interval.method == "percentile"
     assert interval.low < 5.5 < interval.high
     assert bca(lambda rows: -float(len(rows.unique())), [x], resamples=400).method == "percentile"
+
+
+def scripted(value: float, drawn: list[float], left_out: list[float], level: float = 0.95):
+    """Returns the interval of a statistic that takes these values: of the rows, the resamples and the jackknife."""
+    values = iter([value, *drawn, *left_out])
+    return bca(lambda rows: next(values), [torch.zeros(len(left_out))], level, resamples=len(drawn))
+
+
+def test_a_correction_that_turns_the_distribution_over_is_not_made():
+    """With one row that decides the jackknife â is near 1/6, and with θ̂ above nearly all resamples ẑ₀ + z is over 6."""
+    drawn = [2.0, *np.linspace(0, 1, 1999).tolist()]
+    assert scripted(2.0, drawn, [0.0] + [1.0] * 49, 0.9999).method == "percentile"
+    assert scripted(2.0, drawn, [0.0] + [1.0] * 49, 0.9).method == "bca"
+
+
+def test_a_jackknife_without_a_value_leaves_plain_quantiles():
+    drawn = np.linspace(0, 1, 41).tolist()
+    interval = scripted(0.5, drawn, [0.4, 0.5, math.nan, 0.6])
+    assert (interval.low, interval.high, interval.method) == (pytest.approx(0.025), pytest.approx(0.975), "percentile")
+
+
+def test_more_than_half_of_the_resamples_have_to_have_a_value():
+    left_out = [0.4, 0.5, 0.6]
+    assert scripted(0.5, [math.nan] * 5 + [0.1, 0.4, 0.5, 0.6, 0.9], left_out) is None
+    assert scripted(0.5, [math.nan] * 4 + [0.1, 0.3, 0.4, 0.6, 0.7, 0.9], left_out) is not None
+
+
+def test_two_rows_have_an_interval_and_none_have_not():
+    interval = bca(mean, [torch.tensor([0.0, 1.0])])
+    assert (interval.low, interval.high, interval.method) == (0.0, 1.0, "bca")
+    assert bca(lambda rows: 1 / len(rows), [torch.zeros(0)]) is None  # not even asked of no rows
 
 
 @pytest.mark.parametrize(
@@ -147,6 +213,19 @@ def test_calibration_error_by_hand():
     assert calibration_error(logits, targets) == pytest.approx(4 / 6 * 0.05 + 2 / 6 * 0.5)
 
 
+def test_bins_are_open_below_and_closed_above():
+    """Two bins: a confidence of ½ is the last of the first, ¾ lies in the second."""
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0], [60.0, 0.0]], dtype=torch.float64)
+    low, high = calibration_bins(logits, torch.tensor([0, 0, 1]), bins=2)
+    assert low == {"low": 0.0, "high": 0.5, "rows": 1, "confidence": 0.5, "accuracy": 1.0}
+    assert high == {"low": 0.5, "high": 1.0, "rows": 2, "confidence": pytest.approx(0.875), "accuracy": 0.5}
+
+
+def test_a_row_without_a_number_is_counted_in_some_bin():
+    logits = torch.tensor([[math.nan, 0.0], [60.0, 0.0]])
+    assert sum(found["rows"] for found in calibration_bins(logits, torch.tensor([0, 0]))) == 2
+
+
 def test_per_class_by_hand():
     logits = torch.eye(4)[torch.tensor([0, 0, 1, 1, 1])]
     assert per_class(logits, torch.tensor([0, 1, 1, 1, 2]), ("p", "q", "r", "s")) == [
@@ -191,6 +270,25 @@ def test_another_metric_has_a_bootstrap_interval(columns):
     assert e.details == {"interval": "bca"}
     interval = bca(squared_error, [predicted, torch.zeros_like(predicted)], seed=2)
     assert (e.low, e.value, e.high) == (interval.low, squared_error(predicted, torch.zeros(1)), interval.high)
+
+
+def test_the_first_seed_and_clean_rows_are_taken_for_granted():
+    predicted = skewed(20)
+    e = estimate("mse", squared_error, predicted, torch.zeros_like(predicted), is_accuracy=False)
+    interval = bca(squared_error, [predicted, torch.zeros_like(predicted)], 0.95, seed=0)
+    assert (e.low, e.high, e.level, e.clean) == (interval.low, interval.high, 0.95, True)
+    assert Estimate("mse", 1.0, None, None, 0.95, 20).clean
+
+
+@pytest.mark.parametrize(("outputs", "targets"), [((6,), torch.int64), ((6, 2), torch.float64)])
+def test_only_logits_and_class_numbers_have_details_of_classes(outputs, targets):
+    def metric(outputs, targets):
+        return float(outputs.sum() - targets.sum())
+
+    e = estimate(
+        "x", metric, torch.arange(6.0 * len(outputs)).reshape(outputs), torch.zeros(6, dtype=targets), is_accuracy=False
+    )
+    assert set(e.details) == {"interval"}
 
 
 def test_a_perfect_score_of_another_metric_claims_no_interval():

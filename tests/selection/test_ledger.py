@@ -40,6 +40,15 @@ def test_nothing_is_changed_in_place():
     assert not ledger.exposed.all()
 
 
+def test_who_learns_of_no_further_row_leaves_the_ledger_as_it_is():
+    ledger = Ledger(torch.tensor([[True, True, True], [True, True, False]]))
+    both = torch.tensor([True, True])
+    assert ledger.after(torch.tensor([[False, True], [False, False]]), both) is ledger  # the second learns nothing
+    learned = ledger.after(torch.tensor([[False, False], [True, False]]), both)
+    assert learned.exposed.all()
+    assert not ledger.exposed.all()
+
+
 def test_more_donors_than_a_byte_counts():
     T = 300
     ledger = Ledger.start(torch.ones(T, 1, dtype=torch.bool) & (torch.arange(T) > 0)[:, None])

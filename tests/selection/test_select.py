@@ -59,6 +59,13 @@ def test_a_nan_ranks_behind_every_number_on_its_set():
     assert overall(matrix([[NAN, 0.1], [-math.inf, 0.2], [0.5, 0.3]]), "rank")[1:].tolist() == [-2.0, -1.0]
 
 
+def test_a_lower_bound_needs_two_sets_to_differ_from_the_mean():
+    two, one = matrix([[0.9, 0.5], [0.6, 0.6]]), matrix([[0.9], [0.5]])
+    expected = torch.tensor([0.7 - 1.645 * 0.2, 0.6], dtype=torch.float64)  # sd √0.08, over √2
+    torch.testing.assert_close(overall(two, "lower"), expected)
+    assert overall(one, "lower").tolist() == [0.9, 0.5]
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_one_set_and_one_model_are_enough(criterion):
     assert select(matrix([[0.3], [0.4]]), matrix([[0.0], [0.0]]), criterion) == 1

@@ -69,6 +69,24 @@ def test_duplicates_against_brute_force(prints, targets, columns, seed):
         assert result.get(kind, ("", (), 0, ()))[2:] == (len(rows), tuple(sorted(rows)[:5]))
 
 
+def test_a_twin_of_a_sealed_row_in_one_task_alone_is_found():
+    """Tasks need not use every row: here row 0 is in the first alone, to train on or to validate on."""
+    for one, other in (("tvs.", ".vst"), ("vts.", ".vst")):
+        assert found(split(one, other), RowInfo(np.zeros(4)), [7, 1, 7, 2])["duplicate-sealed"] == (
+            "warning",
+            (),
+            1,
+            (2,),
+        )
+
+
+def test_groups_of_any_type():
+    groups = np.array(["b", 1, "b", 2.5], dtype=object)
+    assert found(split("tvvs"), RowInfo(np.zeros(4), groups=groups)) == {
+        "group-validation": ("warning", (0,), 1, (2,)),
+    }
+
+
 def test_groups():
     info = RowInfo(np.zeros(5), groups=np.array(["a", "a", "b", "b", "a"]))
     assert found(split("ttvvs", "tvtts"), info) == {
@@ -94,6 +112,49 @@ def test_classes():
         "class-validation": ("note", (0,), 1, ()),
         "class-sealed": ("note", (), 3, ()),
     }
+
+
+def test_a_class_of_one_row_counts():
+    info = RowInfo(np.array([0, 0, 0, 1, 1, 1]), 2)
+    assert found(split("tvstvs"), info) == {}
+    assert found(split("tvs.vs"), info) == {"class-untrained": ("warning", (0,), 1, ())}
+    assert found(split("tvst.s"), info) == {"class-validation": ("note", (0,), 1, ())}
+    assert found(split("tvstv."), info) == {"class-sealed": ("note", (), 1, ())}
+
+
+def test_no_class_is_missed_among_sealed_rows_where_none_are_sealed():
+    assert found(split("tvtv"), RowInfo(np.array([0, 0, 1, 1]), 2)) == {}
+
+
+def test_messages_say_how_many_in_how_many_tasks():
+    info = RowInfo(np.zeros(8))
+    equal = audit(split("tvvvvvvv", "tvv.....", "ttvvvvvv"), info, np.array([7] * 7 + [1], dtype=np.uint64))[0]
+    assert equal.message == (
+        "validation rows equal to a row their task trains on: 6 over every task, at most 6 in one "
+        "(rows 1, 2, 3, 4, 5, …)."
+    )
+    assert (equal.count, equal.rows) == (6, (1, 2, 3, 4, 5))
+    some = audit(split("tvt", "ttv", "ttv"), RowInfo(np.zeros(3)), np.array([7, 1, 7], dtype=np.uint64))
+    assert [finding.message for finding in some] == [
+        "validation rows equal to a row their task trains on: 1 over tasks 1-2, at most 1 in one (rows 2)."
+    ]
+
+
+def test_messages_draw_neighbouring_tasks_together():
+    tasks = ["tvt" if task in (0, 2, 3, 6) else "ttv" for task in range(7)]
+    (finding,) = audit(split(*tasks), RowInfo(np.zeros(3)), np.array([7, 7, 1], dtype=np.uint64))
+    assert finding.message.endswith(": 1 over tasks 0, 2-3, 6, at most 1 in one (rows 1).")
+    assert finding.tasks == (0, 2, 3, 6)
+
+
+def test_messages_name_the_first_classes_that_are_missing():
+    info = RowInfo(np.arange(14) // 2, 7, labels=tuple("abcdefg"))
+    all_seven, without = "tv" * 7, "tv" + "t" * 12
+    by_task = audit(split(all_seven, without), info, np.arange(14, dtype=np.uint64))
+    assert [finding.message for finding in by_task] == [
+        "classes with no validation rows in task 1: 6 of 7 ('b', 'c', 'd', 'e', 'f', …)."
+    ]
+    assert (by_task[0].tasks, by_task[0].count) == ((1,), 6)
 
 
 def test_messages_are_short_and_name_rows_classes_and_tasks():

@@ -29,9 +29,14 @@ def test_rows_that_stand_where_they_may_not_are_refused(train, validation, seale
         Splits(train, validation, sealed)
 
 
+def test_where_there_are_no_rows_a_task_needs_none():
+    assert len(Splits(np.zeros((2, 0), dtype=bool), np.zeros((2, 0), dtype=bool), np.zeros(0, dtype=bool))) == 0
+
+
 def test_taking_rows_takes_all_that_is_known_of_them():
     info = RowInfo(np.array([0, 1, 2]), 3, np.array(["a", "b", "c"]), np.array([9, 8, 7]), ("p", "q", "r"))
     taken = info.take(np.array([2, 0]))
+    assert (len(info), len(taken)) == (3, 2)
     assert (taken.y.tolist(), taken.classes, taken.groups.tolist()) == ([2, 0], 3, ["c", "a"])
     assert (taken.times.tolist(), taken.label(2), RowInfo(info.y, 3).label(2)) == ([7, 9], "'r'", "2")
 

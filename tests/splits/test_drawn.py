@@ -4,10 +4,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.model_selection import KFold, RepeatedStratifiedKFold, ShuffleSplit, StratifiedShuffleSplit
+from sklearn.model_selection import KFold, ShuffleSplit, StratifiedShuffleSplit
+from sklearn.model_selection import RepeatedStratifiedKFold as SklearnRepeatedStratifiedKFold
 
 from kinfold.errors import InputError
-from kinfold.splits import SPLITTERS, RowInfo, Splits, draw_splits
+from kinfold.splits import (
+    SPLITTERS,
+    Grouped,
+    Ordered,
+    RepeatedStratifiedKFold,
+    RowInfo,
+    Shuffle,
+    Splits,
+    Stratified,
+    draw_splits,
+)
 
 SPECS = [
     *SPLITTERS,
@@ -15,7 +26,7 @@ SPECS = [
     KFold(3, shuffle=True),
     ShuffleSplit(4, test_size=0.3),
 ]
-CLASS_SPECS = [StratifiedShuffleSplit(3, test_size=0.4), RepeatedStratifiedKFold(n_splits=2, n_repeats=2)]
+CLASS_SPECS = [StratifiedShuffleSplit(3, test_size=0.4), SklearnRepeatedStratifiedKFold(n_splits=2, n_repeats=2)]
 OWN_COUNT = [name for name in SPLITTERS if name != "ordered"]  # these do not let split t depend on T
 UNEVEN = [{"name": "shuffle", "even": False}, {"name": "stratified", "even": False}]
 
@@ -202,6 +213,38 @@ def test_ordered_cuts_evenly():
     )
     assert splits.train.sum(axis=1).tolist() == [40, 60, 80]
     assert (splits.validation.sum(axis=1) == 20).all()
+
+
+def test_what_splitters_do_unless_told():
+    fifths = [Shuffle(), Stratified(), Grouped(), Ordered()]
+    assert [splitter.val_fraction for splitter in fifths] == [0.2] * 4
+    assert Shuffle().even
+    assert Stratified().even
+    assert Ordered().first == 0.5
+    assert RepeatedStratifiedKFold() == RepeatedStratifiedKFold(folds=5, repeats=2)
+
+
+@pytest.mark.parametrize("splitter", [Shuffle, Stratified, Grouped, Ordered])
+def test_a_splitter_of_no_rows_or_all_cannot_be_made(splitter):
+    for share in (0, 1):
+        with pytest.raises(InputError, match=f"val_fraction: must be above 0 and below 1, not {share}"):
+            splitter(share)
+
+
+def test_other_splitters_that_cannot_be_made():
+    for first in (0, 1):
+        with pytest.raises(InputError, match=f"first: must be above 0 and below 1, not {first}"):
+            Ordered(first=first)
+    with pytest.raises(InputError, match="folds: must be a whole number of at least 2, not 1"):
+        RepeatedStratifiedKFold(folds=1)
+    with pytest.raises(InputError, match="repeats: must be a whole number of at least 1, not 0"):
+        RepeatedStratifiedKFold(repeats=0)
+    assert RepeatedStratifiedKFold(2, 1).draw(RowInfo(np.zeros(2)), tasks=1, holdout=0, seed=0).tasks == 2
+
+
+def test_of_two_groups_one_is_validated_on():
+    splits = drawn("grouped", RowInfo(np.zeros(6), groups=np.array([0, 0, 1, 0, 0, 0])), tasks=2, holdout=0)
+    assert splits.validation.tolist() == [[False, False, True, False, False, False]] * 2
 
 
 @pytest.mark.parametrize(

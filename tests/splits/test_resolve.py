@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,82 @@ def test_every_name_makes_a_splitter():
         assert type(resolve(name, val_fraction=0.3, info=CLASSES)) is splitter
 
 
-def test_three_rows_of_three_classes_cannot_be_learned():
+MAKERS = """
+from sklearn.model_selection import KFold
+
+def a_class():
+    return KFold
+
+class Plain:
+    pass
+"""
+
+
+@pytest.fixture
+def makers(tmp_path, monkeypatch):
+    (tmp_path / "splitter_makers.py").write_text(MAKERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "splitter_makers"
+    sys.modules.pop("splitter_makers", None)
+
+
+def test_a_class_that_is_named_makes_the_splitter(makers):
+    specs = ["kinfold.splits:Grouped", {"class_path": "kinfold.splits:Shuffle", "init_args": {"val_fraction": 0.4}}]
+    assert [resolve(spec, val_fraction=0.3, info=CLASSES) for spec in specs] == [Grouped(), Shuffle(0.4)]
+    wrapped = resolve("sklearn.model_selection:KFold", val_fraction=0.3, info=CLASSES)
+    assert isinstance(wrapped, Wrapped)
+    assert isinstance(wrapped.splitter, KFold)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"), [("{}:Plain", "Plain"), ("{}:a_class", "function"), ({"class_path": "{}:a_class"}, "ABCMeta")]
+)
+def test_what_is_named_and_makes_no_splitter_is_refused(makers, spec, kind):
+    spec = {key: path.format(makers) for key, path in spec.items()} if isinstance(spec, dict) else spec.format(makers)
+    with pytest.raises(InputError, match=f"splits: .*{makers}:.* makes a {kind}; name a splitter's class"):
+        resolve(spec, val_fraction=0.3, info=CLASSES)
+
+
+def draw(info, spec, **arguments):
+    return draw_splits(info, spec, **{"tasks": 2, "val_fraction": 0.5, "holdout": 0, "seed": 0} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks": 0}, "tasks: must be a whole number of at least 1, not 0"),
+        ({"val_fraction": 0}, "val_fraction: must be above 0 and below 1, not 0"),
+        ({"holdout": 1}, "holdout: must be at least 0 and below 1, not 1"),
+    ],
+)
+def test_arguments_are_checked_whatever_the_splitter_makes_of_them(arguments, message):
+    with pytest.raises(InputError, match=message):
+        draw(CLASSES, SPLITS, **arguments)
+
+
+def test_one_task_without_sealed_rows_is_enough():
+    assert draw(NUMBERS, "shuffle", tasks=1).tasks == 1
+
+
+def test_a_label_a_row_is_refused_from_three_rows_on():
     with pytest.raises(InputError, match="each of the 3 rows has a label of its own"):
-        draw_splits(RowInfo(np.arange(3), classes=3), "shuffle", tasks=1, val_fraction=0.3, holdout=0, seed=0)
+        draw(RowInfo(np.arange(3), classes=3), "shuffle")
+    with pytest.raises(InputError, match="task 0 validates on class"):
+        draw(CLASSES, "shuffle")
+
+
+@pytest.mark.parametrize("argument", ["groups", "times"])
+def test_every_row_has_a_group_and_a_time_where_any_has(argument):
+    info = RowInfo(np.zeros(4), **{argument: np.array([1.0, 2.0, np.nan, 4.0])})
+    with pytest.raises(InputError, match=f"{argument}: row 2 has none; fill it in or drop the row"):
+        draw(info, None)
+
+
+def test_a_task_trains_on_the_classes_that_it_validates_on():
+    info = RowInfo(np.array([0, 0, 1, 2, 2]), 4, labels=("p", "q", "r", "not there"))
+    train, validation = (np.array([[sign == kind for sign in task] for task in ("tvtvt", "tvv.v")]) for kind in "tv")
+    message = "splits: task 1 validates on class 'q' and has no training row of it; use 'stratified'"
+    with pytest.raises(InputError, match=message):  # and on 'r' too, which is not the first
+        draw(info, Splits(train, validation, np.zeros(5, dtype=bool)))
+    train[1, [2, 3]], validation[1, [2, 4]] = True, False
+    assert draw(info, Splits(train, validation, np.zeros(5, dtype=bool))).tasks == 2

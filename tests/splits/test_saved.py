@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,8 @@ def test_splits_come_back_as_they_were_whatever_else_is_asked(tmp_path):
 def test_splits_of_other_data_are_refused(tmp_path, source):
     save_splits(SPLITS, tmp_path / "splits.safetensors")
     saved = Saved(SPLITS if source == "splits" else tmp_path / "splits.safetensors")
-    with pytest.raises(InputError, match="30 rows are split and the data have 29"):
+    name = "splits" if source == "splits" else str(saved.source)
+    with pytest.raises(InputError, match=f"^{re.escape(name)}: 30 rows are split and the data have 29"):
         saved.draw(INFO.take(np.arange(29)), tasks=1, holdout=0, seed=0)
 
 
@@ -46,6 +49,10 @@ ABOUT = {"format": "kinfold splits", "version": 1}
         ({"more": torch.zeros(1)}, ABOUT, "is not a file of Kinfold's splits"),
         ({"sealed": torch.zeros(3, dtype=torch.uint8)}, ABOUT, "its masks are not"),
         ({"sealed": torch.zeros(2)}, ABOUT, "its masks are not"),
+        ({"validation": torch.zeros(2, 2, dtype=torch.uint8)}, ABOUT, "its masks are not"),
+        ({name: torch.tensor(0, dtype=torch.uint8) for name in MASKS}, ABOUT, "its masks are not"),
+        ({name: torch.zeros(1, 1, 1, dtype=torch.uint8) for name in MASKS}, ABOUT, "its masks are not"),
+        ({}, ABOUT | {"version": 2}, "is not a file of Kinfold's splits"),
         ({"sealed": torch.tensor([0, 2], dtype=torch.uint8)}, ABOUT, "its masks are not"),
         ({"sealed": torch.tensor([0, 1], dtype=torch.uint8)}, ABOUT, "a sealed row stands"),
     ],

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kinfold.errors import InputError
 from kinfold.splits import RowInfo, seal
 
 
@@ -44,6 +45,42 @@ def test_whole_groups_are_sealed_and_two_stay():
 def test_where_all_groups_are_too_large_the_smallest_is_sealed():
     groups = np.repeat(["a", "b", "c"], [20, 12, 18])
     assert set(groups[seal(RowInfo(np.zeros(50), groups=groups), 0.02)]) == {"b"}
+
+
+@pytest.mark.parametrize("holdout", [-0.1, 1])
+def test_a_holdout_is_a_share(holdout):
+    with pytest.raises(InputError, match="holdout: must be at least 0 and below 1"):
+        seal(RowInfo(np.zeros(9)), holdout)
+
+
+def test_two_rows_stay_whatever_is_asked():
+    assert int(seal(RowInfo(np.zeros(4)), 0.5).sum()) == 2
+    assert int(seal(RowInfo(np.zeros(3)), 0.01).sum()) == 1
+    times = RowInfo(np.zeros(4), times=np.arange(4))
+    assert seal(times, 0.9, ordered=True).tolist() == [False, False, True, True]
+    for info, holdout, ordered in (
+        (RowInfo(np.zeros(4)), 0.75, False),
+        (RowInfo(np.zeros(2)), 0.1, False),
+        (RowInfo(np.zeros(4), times=np.zeros(4)), 0.1, True),
+        (RowInfo(np.zeros(3), times=np.array([0, 1, 1])), 0.1, True),
+        (RowInfo(np.arange(4), 4), 0.1, False),
+        (RowInfo(np.zeros(0, dtype=np.int64), 2), 0.1, False),
+    ):
+        with pytest.raises(InputError, match=f"holdout: {holdout} of {len(info)} rows cannot be sealed and leave rows"):
+            seal(info, holdout, ordered=ordered)
+
+
+def test_sealed_rows_are_drawn_by_the_seed_which_is_0_unless_given():
+    info = RowInfo(np.zeros(40))
+    drawn = [tuple(seal(info, 0.5, seed).tolist()) for seed in range(5)]
+    assert len(set(drawn)) == 5
+    assert tuple(seal(info, 0.5).tolist()) == drawn[0]
+
+
+def test_the_latest_rows_are_sealed_only_where_that_is_asked():
+    info = RowInfo(np.zeros(40), times=np.arange(40))
+    assert seal(info, 0.5, ordered=True).tolist() == [False] * 20 + [True] * 20
+    assert seal(info, 0.5).tolist() == seal(RowInfo(np.zeros(40)), 0.5).tolist()
 
 
 def test_the_latest_rows_are_sealed_cut_between_two_times():

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, PredefinedSplit, ShuffleSplit, StratifiedKFold
+from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut, PredefinedSplit, ShuffleSplit, StratifiedKFold
 
 from kinfold.errors import InputError
 from kinfold.splits import RowInfo, Wrapped
@@ -16,7 +16,8 @@ def test_a_splitter_is_used_as_it_is_with_its_own_number_of_splits():
 
 def test_the_seed_is_set_on_a_copy_and_a_given_state_is_kept():
     info, free = RowInfo(np.zeros(30)), ShuffleSplit(2, test_size=5)
-    one, two = (Wrapped(free).draw(info, tasks=1, holdout=0, seed=seed) for seed in (1, 2))
+    one, again, two = (Wrapped(free).draw(info, tasks=1, holdout=0, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.validation, again.validation)
     assert (one.validation != two.validation).any()
     assert free.random_state is None
     state = np.random.RandomState(3)
@@ -27,10 +28,23 @@ def test_the_seed_is_set_on_a_copy_and_a_given_state_is_kept():
     np.testing.assert_array_equal(state.get_state()[1], before)
 
 
+def test_any_seed_is_one_that_scikit_learn_takes():
+    """Those that it takes are below 2³², and no two of these come to the same."""
+    splitter = Wrapped(ShuffleSplit(1, test_size=10))
+    drawn = [splitter.draw(RowInfo(np.zeros(30)), tasks=1, holdout=0, seed=seed).validation[0] for seed in range(70)]
+    assert len({rows.tobytes() for rows in drawn}) == 70
+
+
 def test_numpys_global_generator_is_left_alone():
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
     Wrapped(ShuffleSplit(2, test_size=5)).draw(RowInfo(np.zeros(30)), tasks=1, holdout=0.1, seed=0)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    after = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    assert after["pos"] == before["pos"]
+    np.testing.assert_array_equal(after["key"], before["key"])
+
+
+def test_groups_that_a_splitter_does_not_use_are_no_matter():
+    assert Wrapped(KFold(3)).draw(RowInfo(np.zeros(6), groups=np.arange(6)), tasks=1, holdout=0, seed=0).tasks == 3
 
 
 def test_what_scikit_learn_refuses_is_one_line():
@@ -41,5 +55,8 @@ def test_what_scikit_learn_refuses_is_one_line():
 def test_a_splitter_that_numbers_rows_of_its_own_needs_all_rows():
     splitter = Wrapped(PredefinedSplit(np.arange(20) % 2))
     assert splitter.draw(RowInfo(np.zeros(20)), tasks=1, holdout=0, seed=0).tasks == 2
-    with pytest.raises(InputError, match="gave row 19, but 18 rows are unsealed.*holdout=0"):
-        splitter.draw(RowInfo(np.zeros(20)), tasks=1, holdout=0.1, seed=0)
+    for folds, largest in ((np.arange(20) % 2, 19), (np.arange(20) // 18 - 1, 19)):
+        with pytest.raises(InputError, match=f"gave row {largest}, but 18 rows are unsealed.*holdout=0"):
+            Wrapped(PredefinedSplit(folds)).draw(RowInfo(np.zeros(20)), tasks=1, holdout=0.1, seed=0)
+    with pytest.raises(InputError, match="gave row 18, but 18 rows are unsealed"):  # the first row that is not there
+        Wrapped(PredefinedSplit(np.arange(19) % 2)).draw(RowInfo(np.zeros(20)), tasks=1, holdout=0.1, seed=0)

@@ -127,8 +127,11 @@ def _values(
     def written(values: Float64[Tensor, " K"]) -> float | list[float]:
         return float(values) if K == 1 else values.tolist()
 
-    spread = targets.var(0, correction=0) if K > 1 else torch.ones(1, dtype=torch.float64)
-    losses = ((outputs - targets).square() / torch.where(spread > 0, spread, 1.0)).mean(1)
+    errors = (outputs - targets).square()
+    if K > 1:
+        spread = targets.var(0, correction=0)
+        errors = errors / torch.where(spread > 0, spread, 1.0)
+    losses = errors.mean(1)
     some = np.linspace(0, len(rows) - 1, min(len(rows), _MOST_POINTS)).round().astype(int).tolist()
     points = [[int(rows[i]), written(targets[i]), written(outputs[i])] for i in some]
     hardest = [

@@ -37,11 +37,10 @@ def rank(S: Float64[Tensor, "K T"]) -> Float64[Tensor, " K"]:
 
     On a set, a NaN ranks behind every number. A model with one has no mean rank, like any other mean.
     """
-    missing = S.isnan()
-    ahead = ((S[None] > S[:, None]) | (missing[:, None] & ~missing[None])).sum(dim=1)
+    ahead = (S[None] > S[:, None]).sum(dim=1)  # a NaN is ahead of none
     even = (S[None] == S[:, None]).sum(dim=1)  # with itself; models with a NaN have no use for theirs
     ranks = ahead + (even + 1).to(S.dtype) / 2
-    return torch.where(missing.any(dim=1), torch.nan, -ranks.mean(dim=1))
+    return torch.where(S.isnan().any(dim=1), torch.nan, -ranks.mean(dim=1))
 
 
 def lower(S: Float64[Tensor, "K T"]) -> Float64[Tensor, " K"]:

@@ -78,8 +78,6 @@ def audit(splits: Splits, info: RowInfo, fingerprints: UInt64[np.ndarray, " n"])
 def _duplicates(splits: Splits, info: RowInfo, fingerprints: UInt64[np.ndarray, " n"]) -> list[Finding]:
     _, codes, counts = np.unique(fingerprints, return_inverse=True, return_counts=True)
     twins = np.flatnonzero(counts[codes] > 1)  # the rest is as good as never there: most rows have no twin
-    if not len(twins):
-        return []
     features = _codes(codes[twins])
     # A pair is one (features, target), as one number; pair_features says which features it has.
     numbers = features * len(twins) + _codes(info.y[twins])
@@ -92,7 +90,7 @@ def _duplicates(splits: Splits, info: RowInfo, fingerprints: UInt64[np.ndarray, 
         """Returns which of the rows `asked` have a twin in `known`, and which have one with another target."""
         seen = np.zeros(len(first), dtype=bool)
         seen[pairs[known[twins]]] = True
-        targets = np.bincount(pair_features[seen], minlength=features.max() + 1)[features]
+        targets = np.bincount(pair_features[seen], minlength=len(twins))[features]
         equal, conflict = np.zeros((2, len(info)), dtype=bool)
         equal[twins] = asked[twins] & (targets > 0)
         conflict[twins] = asked[twins] & (targets > seen[pairs])
@@ -124,7 +122,7 @@ def _groups(splits: Splits, info: RowInfo) -> list[Finding]:
     groups = _codes(info.groups)
 
     def meets(known: Bool[np.ndarray, " n"], asked: Bool[np.ndarray, " n"]) -> tuple[Bool[np.ndarray, " n"]]:
-        seen = np.zeros(groups.max() + 1, dtype=bool)
+        seen = np.zeros(len(info), dtype=bool)
         seen[groups[known]] = True
         return (asked & seen[groups],)
 
@@ -153,8 +151,6 @@ def _times(splits: Splits, info: RowInfo) -> list[Finding]:
 
 
 def _classes(splits: Splits, info: RowInfo) -> list[Finding]:
-    if info.classes is None:
-        return []
     trained, validated = info.class_counts(splits.train) > 0, info.class_counts(splits.validation) > 0
     sealed = (info.class_counts(splits.sealed[None]) > 0)[0]
     return [
@@ -173,7 +169,7 @@ def _codes(values: Shaped[np.ndarray, "m *K"]) -> Int64[np.ndarray, " m"]:
     """Returns a number for each value, equal for equal ones, counted from 0."""
     if values.ndim == 1:
         return pd.factorize(values)[0].astype(np.int64)
-    return np.unique(values, axis=0, return_inverse=True)[1].reshape(-1)
+    return np.unique(values, axis=0, return_inverse=True)[1].ravel()
 
 
 def _per_task(

@@ -74,7 +74,7 @@ def allot(
         >>> allot(3, np.array([10, 5, 1]), np.array([9, 4, 0]), np.random.default_rng(0))
         array([2, 1, 0])
     """
-    places, remainder = np.divmod(total * sizes, max(1, sizes.sum()))
+    places, remainder = np.divmod(total * sizes, sizes.sum())
     order = np.lexsort((rng.random(len(sizes)), -remainder))
     left = min(total, int(caps.sum())) - int(places.sum())
     while left > 0:
@@ -134,26 +134,25 @@ def whole_groups(info: RowInfo, count: int, *, leave: int, rng: np.random.Genera
             "give more groups or a lower holdout."
         )
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
-    remaining = None if info.classes is None else np.bincount(info.y, minlength=info.classes)
+    classes = np.zeros(len(info), dtype=np.int64) if info.classes is None else info.y  # values are of one class
+    remaining = np.bincount(classes)
 
     def held(group: int) -> Int64[np.ndarray, " C"]:
         """Returns how many rows of each class the group holds."""
-        return np.bincount(info.y[members[group]], minlength=info.classes or 0)
+        return np.bincount(classes[members[group]], minlength=len(remaining))
 
     def free(group: int) -> bool:
         """Whether every class would keep a row outside the groups taken and this one."""
-        return remaining is None or not ((held(group) > 0) & (held(group) == remaining)).any()
+        return not ((held(group) > 0) & (held(group) == remaining)).any()
 
     taken: list[int] = []
-    total = 0
+    missing = count
     for group in rng.permutation(len(names)).tolist():
-        if total >= count or len(names) - len(taken) == leave:
-            break
-        if abs(total + int(sizes[group]) - count) < count - total and free(group):
+        closer = sizes[group] < 2 * missing
+        if closer and len(names) - len(taken) > leave and free(group):
             taken.append(group)
-            total += int(sizes[group])
-            if remaining is not None:
-                remaining -= held(group)
+            missing -= int(sizes[group])
+            remaining -= held(group)
     if not taken:
         taken = [group for group in np.argsort(sizes, kind="stable").tolist() if free(group)][:1]
     if not taken:

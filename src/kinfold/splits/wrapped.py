@@ -55,7 +55,7 @@ class Wrapped(Drawn):
         n, name = len(info), type(splitter).__name__
         try:
             with warnings.catch_warnings():
-                # All are handed the groups, for none can be asked whether it uses them.
+                # All are handed the groups, for none can be asked whether it uses them; features are not.
                 warnings.filterwarnings("ignore", "The groups parameter is ignored")
                 drawn = list(splitter.split(np.zeros((n, 1)), info.y, info.groups))
         except ValueError as error:
