@@ -44,6 +44,10 @@ def test_the_state_before_the_first_transfer():
     torch.testing.assert_close(state["try"], doubles([0.375, 0.375, 0.375]))
     for name in ("reward", "reward_form", "reward_other", "reward_self"):
         assert not state[name].any()
+    assert state["source"].tolist() == state["form"].tolist() == [-1, -1, -1]  # nobody has tried anything
+    assert int(state["fallbacks"]) == 0
+    assert AMTO(forms=("copy", "blend")).start(4)["reward_form"].shape == (4, 2)
+    assert AMTO(p_low=0.5, p_high=1.0).start(2)["try"].tolist() == [0.75, 0.75]
     memory = [value.data_ptr() for value in state.values()]
     assert len(set(memory)) == len(memory)  # a checkpoint keeps each on its own
     torch.testing.assert_close(
@@ -89,6 +93,17 @@ def test_source_chances_by_hand():
     torch.testing.assert_close(q, doubles([[0, 0.325, 0.675], [0.5, 0, 0.5], [0.5, 0.5, 0]]))
 
 
+def test_the_floor_of_the_forms_is_shared_by_all_that_may_be_tried(make_view):
+    """Of 300 tries with a floor of 0.6, each of three forms has a fifth, and the one that was accepted the rest."""
+    rule, counts = AMTO(floor=0.6, p_low=1.0, p_high=1.0), torch.zeros(3)
+    state = rule.start(3) | {"reward_form": doubles([[0, 0.2, 0]] * 3)}
+    for seed in range(100):
+        _, planned = rule.plan(make_view(), state, torch.Generator().manual_seed(seed))
+        counts += torch.bincount(planned["form"], minlength=3)
+    expected = torch.tensor([0.2, 0.6, 0.2])
+    assert ((counts / 300 - expected).abs() < 5 * (expected * (1 - expected) / 300).sqrt()).all()
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     tasks=st.integers(2, 6),
@@ -124,6 +139,35 @@ def test_a_blend_keeps_the_drawn_share(make_view):
     assert (move.recipient, move.donors, move.form, move.amount) == (0, (1,), "blend", kept)
 
 
+def test_what_is_not_crossed_has_no_source_and_what_is_not_mixed_stays(make_view):
+    """Task 0 crosses with 2, task 1 copies 0, and task 2 tries nothing."""
+    rule = AMTO(forms=("crossover", "copy"), floor=0.0)
+    state = forced(rule, tries=[1.0, 1.0, 0.0], sources=[2, 0, 1])
+    state["reward_form"] = doubles([[1, 0], [0, 1], [1, 0]])
+    mix, cross = rule.plan(make_view(), state, torch.Generator().manual_seed(0))[0].changes
+    assert mix.weights.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+    assert cross.source.tolist() == [2, -1, -1]
+    assert cross.unit == "layer"
+
+
+def test_every_transfer_point_draws_masks_of_its_own(make_view):
+    rule, keys = AMTO(forms=("crossover",), p_low=1.0, p_high=1.0), []
+    for seed in range(20):
+        plan, _ = rule.plan(make_view(), rule.start(3), torch.Generator().manual_seed(seed))
+        keys += plan.changes[1].keys.tolist()
+    assert len(set(keys)) == 60
+
+
+def test_what_is_drawn_does_not_hang_on_what_was_accepted(make_view):
+    """A run that differs in an acceptance draws on as before."""
+    ends = []
+    for rewards in (torch.zeros(3, 3), torch.eye(3)):
+        rule, generator = AMTO(), torch.Generator().manual_seed(3)
+        rule.plan(make_view(), rule.start(3) | {"try": rewards[0].double()}, generator)
+        ends.append(generator.get_state())
+    assert torch.equal(*ends)
+
+
 @pytest.mark.parametrize("unit", ["layer", "parameter"])
 def test_a_crossover_takes_units_whole(make_view, unit):
     rule = AMTO(forms=("crossover",), unit=unit, floor=0.0)
@@ -155,6 +199,14 @@ def test_a_transfer_point_at_which_nobody_tries_still_teaches_the_tasks_about_th
     assert plan is None
     torch.testing.assert_close(state["reward_self"], doubles([0.7, 0.0, 0.7]))
     torch.testing.assert_close(state["try"], doubles([0.375, 0.375, 0.05]))
+
+
+def test_what_is_all_but_forgotten_counts_for_little(make_view):
+    """The longer ago that somebody else was of use, the fewer tries, and p stays between its bounds."""
+    state = AMTO().start(3) | {"try": doubles([0.0] * 3), "reward_other": doubles([1e-9, 1e-12, 1e-15])}
+    view = make_view(improved=torch.zeros(3, dtype=torch.bool))
+    long_ago = AMTO().plan(view, state, torch.Generator())[1]["try"].tolist()
+    assert 0.7 > long_ago[0] > long_ago[1] > long_ago[2] > 0.05
 
 
 def test_acceptance_rows(make_view):
@@ -191,6 +243,28 @@ def test_fallbacks_count_only_tries_and_add_up(make_view):
         assert int(state["fallbacks"]) == total
 
 
+def test_what_is_usual_is_the_default():
+    rule = AMTO()
+    assert (rule.forms, rule.unit, rule.rows) == (("copy", "blend", "crossover"), "layer", "val")
+    assert (rule.alpha, rule.p_low, rule.p_high, rule.floor) == (0.3, 0.05, 0.7, 0.3)
+    assert (rule.min_rows, rule.period, rule.until) == (20, 1, 0.9)
+
+
+def test_what_is_just_possible_is_taken():
+    rule = AMTO(forms=("copy",), alpha=0, p_low=0, p_high=0, floor=1, min_rows=1, period=1, until=1)
+    assert not rule.start(2)["try"].any()
+
+
+def test_a_note_says_of_how_many_tasks_the_rows_fell_back(make_view):
+    """Tasks 0 and 1 share rows 2 and 3 with each other; nobody shares any with task 2, which tries as well."""
+    state = forced(AMTO(), tries=[1.0, 1.0, 1.0], sources=[1, 0, 0])
+    for min_rows, note in ((2, "acceptance rows fell back to val for 1 tasks"), (3, "fell back to val for 3 tasks")):
+        rule = AMTO(rows="shared", min_rows=min_rows, floor=0.0)
+        assert rule.plan(make_view(), state, torch.Generator())[0].note.endswith(note)
+    state["try"] = doubles([1.0, 1.0, 0.0])
+    assert AMTO(rows="shared", min_rows=2, floor=0.0).plan(make_view(), state, torch.Generator())[0].note is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -199,6 +273,7 @@ def test_fallbacks_count_only_tries_and_add_up(make_view):
         ({"unit": "block"}, "unit: unknown name 'block'"),
         ({"rows": "all"}, "rows: unknown name 'all'"),
         ({"min_rows": 0}, "min_rows is 0"),
+        ({"min_rows": 1.5}, "min_rows is 1.5"),
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"floor": -0.1}, "floor is -0.1"),
         ({"p_low": 0.8}, "p_low is 0.8, above p_high"),

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -70,6 +71,13 @@ def noisy(C, rate, rows=4000, seed=0, sharpness=4.0, teachers=2):
     labels = torch.where(wrong, (truth + torch.randint(1, C, (rows,), generator=draws)) % C, truth)
     held_out = torch.stack([torch.arange(rows) % (teachers + 1) != t for t in range(teachers)])
     return logits.expand(teachers, -1, -1), labels, held_out, truth
+
+
+def test_temperatures_are_evenly_spread_over_a_logarithmic_grid():
+    """Else those that lie closely together would count for more than others, before anything is seen."""
+    steps = [later / earlier for earlier, later in itertools.pairwise(SCALES)]
+    assert steps == pytest.approx([math.sqrt(2.0)] * 7, rel=0.02)
+    assert 1.0 in SCALES
 
 
 @settings(deadline=None, max_examples=8)
@@ -248,6 +256,16 @@ def test_what_is_not_sure_wants_another_stage(make_view):
     assert rule.graduate(view, {}, last=True).targets is None
 
 
+def test_labels_are_clean_below_the_rate_that_is_asked_for_and_not_at_it(make_view):
+    outputs, _ = sure_of(wrong=35)
+    view, _ = large_view(make_view, outputs)
+    belief = true_classes(outputs[:, :230], view.targets[:230], view.validation[:, :230])
+    assert Distil(clean=belief.upper).graduate(view, {}, last=False) is None
+    assert Distil(clean=belief.upper + 1e-9).graduate(view, {}, last=False).targets is None
+    assert Distil(clean=belief.rate).graduate(view, {}, last=True).targets is not None
+    assert Distil(clean=belief.rate + 1e-9).graduate(view, {}, last=True).targets is None
+
+
 def test_a_sealed_row_has_no_part_in_it(make_view):
     outputs, _ = sure_of(wrong=5)
     other = outputs.clone()
@@ -317,6 +335,11 @@ def test_together_the_one_with_a_student_has_the_lesson(make_view):
     rule, (outputs, _) = Together((TeachRule(), Distil())), sure_of(wrong=0)
     view, _ = large_view(make_view, outputs)
     assert rule.graduate(view, rule.start(3), last=False) == Distil().graduate(view, {}, last=False)
+
+
+def test_what_is_usual_is_the_default():
+    assert (Distil().stages, Distil().clean, Distil().until) == ((0.1, 0.6), 0.04, 0.0)
+    assert not Distil().moves
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,11 @@ def test_a_diverged_task_neither_pulls_nor_is_pulled(make_view):
     assert ElasticRule(beta=0).plan(make_view(), {}, torch.Generator())[0] is None
 
 
+def test_the_papers_values_are_the_default():
+    assert (ElasticRule().beta, ElasticRule().steps, ElasticRule().until) == (0.9, 10, 1.0)
+    assert not ElasticRule().alone  # the centre is everybody's
+
+
 def test_when_it_acts():
     rule = ElasticRule()
     assert rule.steps == 10

@@ -57,6 +57,15 @@ def test_ties_go_by_loss_and_then_by_number():
     assert ranked(doubles(0.5, 0.5, 0.9, 0.5), doubles(0.3, 0.2, 5.0, 0.3)).tolist() == [2, 1, 0, 3]
 
 
+def test_many_ties_go_by_loss_and_then_by_number():
+    draws = torch.Generator().manual_seed(0)
+    metric, loss = (torch.randint(4, (2000,), generator=draws).double() / 4 for _ in range(2))
+    by_hand = sorted(range(2000), key=lambda t: (-float(metric[t]), float(loss[t]), t))
+    assert ranked(metric, loss).tolist() == by_hand
+    no_scores = torch.full((2000,), math.nan)
+    assert ranked(no_scores, no_scores).tolist() == list(range(2000))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_without_finite_scores_a_task_is_the_worst(bad):
     assert ranked(doubles(bad, 0.1, 0.2), doubles(0.0, 9.0, 9.0)).tolist() == [2, 1, 0]
@@ -152,6 +161,22 @@ def test_nobody_copies_and_is_copied_and_no_copy_is_of_a_worse_task(metric, trun
     assert not donors.keys() & set(donors.values())
     for t, s in donors.items():
         assert metric[s] >= metric[t] or math.isnan(metric[t])
+
+
+def test_what_is_usual_is_the_default():
+    rule = Exchange()
+    assert (rule.truncation, rule.perturb, rule.factors, rule.period, rule.until) == (0.25, (), (0.8, 1.2), 5, 0.9)
+
+
+def test_what_is_drawn_does_not_hang_on_the_scores(make_view):
+    ends = []
+    for metric in ([0.1, 0.2, 0.3, 0.4], [0.4, 0.4, 0.1, math.nan], [math.nan] * 4):
+        generator = torch.Generator().manual_seed(1)
+        view = scores(make_view, metric, options={"lr": doubles(0.1, 0.1, 0.1, 0.1)})
+        Exchange(perturb=("lr",)).plan(view, {}, generator)
+        ends.append(generator.get_state())
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
 
 
 @pytest.mark.parametrize(

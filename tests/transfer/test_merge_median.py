@@ -41,6 +41,10 @@ def test_a_diverged_task_has_no_say_and_is_rescued(make_view, score, bad):
     assert plan.lineage(plan.touched(3)).int().tolist() == [[0, 0, 1], [1, 0, 1], [1, 0, 0]]
 
 
+def test_what_is_usual_is_the_default():
+    assert (MergeMedian().trial, MergeMedian().period, MergeMedian().until) == (True, 5, 0.9)
+
+
 def test_there_is_no_median_of_one(make_view):
     scores = torch.tensor([math.nan, math.nan, 0.7], dtype=torch.float64)
     assert planned(MergeMedian(), make_view(metric=scores)) is None

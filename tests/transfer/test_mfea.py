@@ -104,4 +104,15 @@ def test_wrong_values_are_refused_in_one_line(options, message):
 
 
 def test_what_is_usual_is_the_default():
-    assert (MFEA().rmp, MFEA().eta) == (0.3, 2.0)
+    rule = MFEA()
+    assert (rule.rmp, rule.form, rule.eta, rule.period, rule.until) == (0.3, "binary", 2.0, 1, 0.9)
+
+
+def test_children_may_lie_as_far_apart_as_they_can(make_view):
+    change, _ = child(planned(MFEA(rmp=1, eta=0), make_view()))
+    assert change.eta.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_every_child_has_a_mask_of_its_own(make_view):
+    keys = [key for seed in range(20) for key in planned(MFEA(rmp=1), make_view(), seed).changes[0].keys.tolist()]
+    assert len(set(keys)) == 60

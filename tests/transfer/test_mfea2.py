@@ -42,8 +42,10 @@ def test_rates_by_hand():
     assert likeliest_rate(logs(0.5, 0.9)) == 0.0  # worse everywhere
     assert likeliest_rate(logs(2.0, 0.5)) == pytest.approx(1.0)  # as good on the whole: half of each is best
     assert likeliest_rate(logs(1.0, 1.0)) == 0.0  # the same: there is nothing to be had
+    assert likeliest_rate(torch.full((1000,), 1e-13)) == 0.0  # nor by rounding, on however many rows
     assert likeliest_rate(torch.tensor([800.0, -900.0])) == pytest.approx(1.0)  # no overflow
-    assert likeliest_rate(torch.tensor([math.nan, 1.0])) == likeliest_rate(torch.tensor([math.inf])) == 0.0
+    for bad in (math.nan, math.inf, -math.inf):  # however much better the other is elsewhere
+        assert likeliest_rate(torch.tensor([bad, 1.0, 1.0])) == likeliest_rate(torch.tensor([bad])) == 0.0
 
 
 @settings(deadline=None, max_examples=60)
@@ -159,12 +161,32 @@ def test_tasks_mate_at_the_rates_learned(make_view):
     assert sources == {(1, 0, -1), (1, -1, -1), (-1, 0, -1)}
 
 
+def test_the_same_numbers_are_drawn_whatever_was_learned(make_view):
+    ends = []
+    for gain in (GAIN, [[1] * 3] * 3):
+        generator = torch.Generator().manual_seed(2)
+        MFEA2().plan(apart(make_view, gain), MFEA2().start(3), generator)
+        ends.append(generator.get_state())
+    assert torch.equal(*ends)
+
+
+def test_what_is_usual_is_the_default():
+    rule = MFEA2()
+    assert rule.directed
+    assert (rule.form, rule.eta, rule.min_rows, rule.period, rule.until) == ("binary", 2.0, 20, 1, 0.9)
+
+
+def test_nobody_mates_before_something_is_learned():
+    assert MFEA2(min_rows=1, eta=0).start(2)["rmp"].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"form": "blend"}, "form: unknown name 'blend'"),
         ({"eta": math.inf}, "eta is inf"),
         ({"min_rows": 0}, "min_rows is 0"),
+        ({"min_rows": 2.5}, "min_rows is 2.5"),
         ({"period": 0}, "period is 0"),
         ({"until": 2.0}, "until is 2.0"),
     ],

@@ -87,6 +87,10 @@ def test_a_pull_shrinks_the_distance_to_the_mean_by_its_size(pull, sound):
     torch.testing.assert_close(after[sound] - mean, (1 - pull[sound, None]) * (theta[sound] - mean))
 
 
+def test_the_papers_values_are_the_default():
+    assert (PAPA().alpha, PAPA().steps, PAPA().until) == (0.99, 10, 1.0)
+
+
 def test_when_it_acts():
     rule = PAPA(until=0.5)
     assert rule.steps == 10

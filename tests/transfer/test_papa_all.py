@@ -38,6 +38,10 @@ def test_a_diverged_task_is_left_alone(make_view, which, two, none):
     assert plan_of(PAPAAll(), make_view(**{which: none})) is None
 
 
+def test_what_is_usual_is_the_default():
+    assert (PAPAAll().moments, PAPAAll().period, PAPAAll().until) == ("keep", 5, 0.9)
+
+
 def test_when_it_acts():
     assert [period for period in range(1, 31) if PAPAAll(period=10).due(period, 30)] == [10, 20]
 

@@ -58,6 +58,14 @@ def test_every_transfer_point_has_a_key_of_its_own(make_view):
     assert len(keys) == 20
 
 
+def test_what_is_usual_is_the_default(make_view):
+    rule = ShuffleRule()
+    assert (rule.p, rule.p_last, rule.moments, rule.steps, rule.period, rule.until) == (0.01, 0.0, "keep", 10, 1, 0.9)
+    assert not rule.alone  # numbers change places
+    (change,) = planned(rule, make_view()).changes
+    assert (change.rate, change.last_rate) == (0.01, 0.0)
+
+
 def test_when_it_acts():
     assert not any(ShuffleRule().due(period, 10) for period in range(1, 11))
     assert ShuffleRule().running(9, 10)

@@ -83,6 +83,21 @@ def test_regression_teaches_the_mean_value(make_view):
     assert change.targets[:, 3].tolist() == [[4.0], [3.5], [1.5]]
 
 
+def test_what_is_usual_is_the_default():
+    rule = TeachRule()
+    assert (rule.weight, rule.temperature, rule.cool, rule.ramp) == (0.5, 8.0, None, 0.6)
+    assert (rule.teachers, rule.unlabelled, rule.period, rule.until) == ("peers", True, 1, 1.0)
+    assert not rule.moves
+
+
+def test_temperatures_below_one_are_sharp(make_view):
+    """softmax(z / ½) has odds 9² where softmax(z) has 9."""
+    predict, _ = predictor(LOGITS)
+    change = lesson(TeachRule(temperature=0.5, cool=0.5), make_view(predict=predict))
+    expected = torch.tensor([(1 / 2 + 1 / 82) / 2, (1 / 2 + 81 / 82) / 2], dtype=torch.float64)
+    torch.testing.assert_close(change.targets[2, 0], expected)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -149,6 +164,28 @@ def test_who_shares_only_undrawn_rows_is_no_teacher(make_view):
     assert not change.unlabelled.any()
     assert change.teachers.tolist() == [[False, False, True], [False, False, True], [True, True, False]]
     assert lesson(OUT_OF_FOLD, view).teachers[0].tolist() == [False, True, True]
+
+
+def test_a_peer_that_is_not_finite_on_one_row_teaches_none(make_view):
+    def predict(rows):
+        outputs = LOGITS[:, None].repeat(1, len(rows), 1)
+        outputs[1, rows == 8] = math.nan
+        return outputs
+
+    for rule in (TeachRule(), OUT_OF_FOLD):
+        change = lesson(rule, make_view(predict=predict))
+        assert not change.teachers[:, 1].any()
+        assert change.targets.isfinite().all()
+
+
+def test_who_teaches_one_row_is_a_teacher(make_view):
+    """Task 1 holds row 4 alone, and draws nothing of its own."""
+    predict, _ = predictor(LOGITS)
+    validation = make_view().validation.clone()
+    validation[1] = torch.arange(12) == 4
+    change = lesson(OUT_OF_FOLD, make_view(predict=predict, validation=validation))
+    assert change.weight[0].nonzero().flatten().tolist() == [4, 6, 7, 8, 9]
+    assert change.teachers[0].tolist() == [False, True, True]
 
 
 def test_a_diverged_peer_teaches_no_row(make_view):

@@ -82,6 +82,8 @@ def kinds(plan):
 def test_what_the_parts_say_together():
     rule = Together((TeachRule(until=0.7), PAPA(steps=5, until=0.4)))
     assert (rule.name, rule.steps, rule.until, rule.moves, rule.student) == ("teach+papa", 5, 0.7, True, False)
+    assert rule.stages == (1.0,)
+    assert rule.start(3)["planned"].tolist() == [False, False]
     assert rule.needs == {"predictions"}
     assert [period for period in range(1, 11) if rule.due(period, 10)] == [1, 2, 3, 4, 5, 6, 7]
     assert [period for period in range(1, 11) if rule.running(period, 10)] == [1, 2, 3, 4, 5, 6, 7]
@@ -91,6 +93,33 @@ def test_what_the_parts_say_together():
     assert dataclasses.replace(rule, rules=ends.rules) == ends
     assert ends.name == "amto+teach"
     assert not Together((TeachRule(), Noted())).moves
+
+
+def test_tasks_may_be_apart_where_every_part_allows_it():
+    assert Together((TeachRule(), PAPA())).alone
+    for parts in ((TeachRule(), ElasticRule()), (ElasticRule(), TeachRule())):
+        assert not Together(parts).alone
+
+
+def test_the_state_of_some_tasks_is_merged_part_by_part():
+    rule = Together((EAGER, Noted()))
+    before = rule.start(3)
+    after = {name: value + 1 for name, value in before.items() if name != "planned"}
+    after["planned"] = torch.tensor([True, False])
+    left = rule.merged(before, after, torch.tensor([False, True, False]))
+    assert left.keys() == before.keys()
+    assert left["0/try"].tolist() == [1.0, 2.0, 1.0]
+    assert left["0/reward"].tolist() == [[0.0] * 3, [1.0] * 3, [0.0] * 3]
+    assert int(left["1/heard"]) == 1  # nobody's in particular
+    assert left["planned"].tolist() == [True, False]
+
+
+def test_the_log_has_what_every_part_says(make_view):
+    rule = Together((Noted(), dataclasses.replace(EAGER, rows="shared")))
+    note = cycle(rule, make_view(), rule.start(3))[0].note
+    drew, fell_back = note.split("; ")
+    assert drew.startswith("drew ")
+    assert fell_back == "acceptance rows fell back to val for 3 tasks"
 
 
 def test_each_part_acts_at_its_own_points(make_view):

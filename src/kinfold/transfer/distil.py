@@ -143,7 +143,7 @@ def true_classes(outputs: Float[Tensor, "T m C"], labels: Int64[Tensor, " m"], h
     posterior = labelled.clone()
     posterior[known] = mean / mean.sum(1, keepdim=True)
     of_rate = weight.sum(0)
-    upper = RATES[int((of_rate.cumsum(0) < 0.975).sum().clamp_max(len(RATES) - 1))]
+    upper = RATES[int((of_rate.cumsum(0) < 0.975).sum())]
     return Belief(posterior, float((of_rate * rates[:, 0]).sum()), upper)
 
 
