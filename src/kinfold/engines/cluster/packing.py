@@ -5,7 +5,7 @@ of a node. Torch's own way would copy each tensor, and all of what it is a part 
 """
 
 import io
-import pickle
+import pickle  # nosec B403  # of what a run's own processes send each other, as Ray does; files hold none
 import warnings
 from collections import ChainMap
 from typing import Any, ClassVar, TypeAlias
@@ -58,7 +58,7 @@ def unpacked(content: Packed, shared: bool = False) -> Any:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         else:
             buffers = [buffer.copy() for buffer in buffers]
-        return pickle.loads(plain, buffers=buffers)
+        return pickle.loads(plain, buffers=buffers)  # nosec B301  # from this run's own processes, through Ray
 
 
 def _reduced(tensor: Tensor) -> tuple[Any, ...]:
