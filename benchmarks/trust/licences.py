@@ -39,7 +39,7 @@ _ALLOWED = {
     *("PSF-2.0", "Python-2.0", "Python Software Foundation License"),
     *("MPL-2.0", "Mozilla Public License 2.0 (MPL 2.0)", "The Unlicense (Unlicense)"),
 }
-EXTRAS = ("parquet", "images", "onnx", "tracking", "huggingface", "cluster")
+EXTRAS = ("parquet", "images", "pruning", "onnx", "tracking", "huggingface", "cluster")
 
 
 def installed(extras: Sequence[str] = ()) -> Iterator[Distribution]:
