@@ -16,6 +16,7 @@ from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
 from kinfold.errors import InputError, RunError
+from kinfold.methods import QuantisedDistillation
 from kinfold.methods.base import (
     STAGES,
     Batch,
@@ -209,6 +210,28 @@ def test_a_run_goes_on_bit_for_bit(lab: SimpleNamespace, engine: Any) -> None:
     finally:
         for one in (straight, first, second):
             one.close()
+
+
+@pytest.mark.parametrize("engine", [Sequential, Vectorised])
+def test_trained_state_steps_by_the_mean_gradient_of_its_batches(lab: SimpleNamespace, engine: Any) -> None:
+    """As it does on one batch of all these rows; and the same bits, wherever a segment ends or is taken back to."""
+    methods = (QuantisedDistillation(2, bucket=None, points_lr=0.05),)
+    job = lab.make_job(methods=methods, sizes=(40, 40, 40), batch_size=20)
+    parts = dataclasses.replace(job, batch_size=5, accumulate=4)
+    one, other, cut = engine(job), engine(parts), engine(parts)
+    one.train(Segment(1))
+    other.train(Segment(1))
+    cut.train(Segment(1, 0, 6))
+    back = cut.kept()
+    cut.train(Segment(1, 6))
+    back()
+    cut.train(Segment(1, 6))
+    tensors, others, again = (each.state()[0] for each in (one, other, cut))
+    trained = [name for name in tensors if name.startswith(("method0/train/", "method0/grad/"))]
+    assert len(trained) == 4
+    for name in (*trained, "params/0.weight"):
+        torch.testing.assert_close(tensors[name], others[name], rtol=1e-8, atol=1e-10)
+        assert torch.equal(others[name], again[name]), name
 
 
 @final

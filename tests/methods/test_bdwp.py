@@ -135,6 +135,13 @@ def test_engines_agree_and_hand_back_sparse_weights():
         torch.testing.assert_close(one.weight, other.weight, rtol=1e-9, atol=1e-12)
 
 
+def test_a_model_that_is_one_layer():
+    options = {"tasks": 2, "epochs": 1, "holdout": 0, "transfer": "none", "engine": "vectorised"}
+    data = rows(40, 8).float(), torch.arange(40) % 3
+    result = kinfold.fit(lambda: nn.Linear(8, 3), data, methods=[BDWP(1, 4)], **options)
+    assert holds(result.model.weight, 1, 4, 1)
+
+
 def test_misuse(context):
     for n, m in [(0, 4), (5, 4)]:
         with pytest.raises(InputError, match="1 ≤ n ≤ m"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import kinfold
 from kinfold import random
 from kinfold.errors import InputError
 from kinfold.methods import CyclicalCurriculum, Trainer
@@ -84,6 +85,23 @@ def test_in_a_plain_loop():
         trainer.end_period(0.5, 1.0)
     assert steps == [2, 4, 8, 4]
     assert trainer.states[0]["own/difficulty"].unique().numel() > 30
+
+
+def hinge(outputs, targets):
+    return (1 + outputs - outputs.gather(1, targets[:, None])).relu().mean()
+
+
+@pytest.mark.parametrize("loss", [hinge, nn.NLLLoss()], ids=["function", "module"])
+def test_a_student_of_probabilities_has_a_loss_that_takes_classes_alone(loss):
+    x = torch.randn(80, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0)
+    options = {"tasks": 2, "epochs": 2, "batch_size": 16, "holdout": 0, "engine": "sequential", "transfer": "distil"}
+
+    def network():
+        return nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1))
+
+    result = kinfold.fit(network, (x, y), methods=[CyclicalCurriculum()], loss=loss, **options)
+    assert all(bool(value.isfinite().all()) for value in result.model.parameters())
 
 
 def test_misuse(context):

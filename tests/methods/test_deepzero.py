@@ -161,6 +161,38 @@ def test_engines_agree_and_coordinates_are_drawn_anew():
     assert len(after.unique()) == len(before)
 
 
+class Cut(nn.Module):
+    """A network in which derivatives end before the last layer, if they are cut."""
+
+    def __init__(self, cut):
+        super().__init__()
+        self.first, self.last, self.cut = nn.Linear(4, 5), nn.Linear(5, 2), cut
+
+    def forward(self, x):
+        inner = torch.tanh(self.first(x))
+        return self.last(inner.detach() if self.cut else inner)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorised"])
+def test_what_no_derivative_reaches_is_trained_alike(engine):
+    x, y = drawn(60, 4, seed=5), torch.arange(60) % 2
+
+    def fitted(loss, cut=False, mu=0.005):
+        options = {"tasks": 2, "epochs": 2, "batch_size": 16, "holdout": 0, "precision": "float64", "transfer": "none"}
+        methods = [DeepZero(density=1.0, mu=mu)]
+        result = kinfold.fit(partial(Cut, cut), (x, y), methods=methods, loss=loss, engine=engine, **options)
+        return dict(result.model.named_parameters())
+
+    usual = fitted(lambda outputs, targets: F.cross_entropy(outputs, targets))
+    for other in (
+        fitted(lambda outputs, targets: F.cross_entropy(outputs.detach(), targets)),
+        fitted(lambda outputs, targets: F.cross_entropy(outputs, targets), cut=True),
+    ):
+        assert all(torch.equal(value, other[name]) for name, value in usual.items())
+    wrong = fitted(lambda outputs, targets: (outputs.argmax(1) != targets).double().mean(), mu=0.5)
+    assert all(bool((value != 0).any() and value.isfinite().all()) for value in wrong.values())
+
+
 def test_the_function_in_a_loop_of_ones_own():
     module, x, y = made(network), drawn(16, 64), torch.arange(16) % 10
     params = {name: value.detach() for name, value in module.named_parameters()}

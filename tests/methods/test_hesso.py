@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import kinfold
 from kinfold import random
 from kinfold.errors import InputError
-from kinfold.methods import HESSO, Trainer
+from kinfold.methods import EMA, HESSO, QuantisedDistillation, Trainer
 from kinfold.methods import channel_groups as module_of_groups
+from kinfold.methods.chain import Chain
 from kinfold.methods.channel_groups import channel_groups, without_zero_channels
 from kinfold.methods.hesso import lowest, remaining, saliency
 from kinfold.models import build
@@ -147,7 +149,17 @@ def test_cric_restores_what_it_tries():
     assert bool((state["rise"] > 0).all())
 
 
+@pytest.mark.parametrize("methods", [[HESSO(), EMA()], [EMA(), HESSO()]], ids=["hesso first", "ema first"])
+def test_an_average_is_pruned_wherever_it_stands(methods):
+    x, y = rows(120, 6), torch.arange(120) % 3
+    options = {"tasks": 2, "epochs": 4, "batch_size": 16, "holdout": 0, "transfer": "none", "engine": "sequential"}
+    model = kinfold.fit(lambda: mlp(6, 12, 8, 3), (x, y), methods=methods, **options).model
+    assert model[0].out_features + model[2].out_features == 10
+
+
 def test_misuse(context, monkeypatch):
+    with pytest.raises(InputError, match="HESSO and QuantisedDistillation do not go together"):
+        Chain([HESSO(), QuantisedDistillation()])
     for wrong in ({"sparsity": 1.0}, {"begin": 0.7}, {"rounds": 0}, {"cycles": -1}):
         with pytest.raises(InputError, match="hesso: "):
             HESSO(**wrong)

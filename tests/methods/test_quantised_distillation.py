@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import kinfold
 from kinfold import random
 from kinfold.errors import InputError
-from kinfold.methods import QuantisedDistillation, Trainer
+from kinfold.methods import Batch, QuantisedDistillation, Trainer
+from kinfold.methods.base import Model
 from kinfold.methods.quantised_distillation import distillation, quantile_points, quantise, uniform_points
 
 
@@ -93,6 +95,37 @@ def test_the_loss_is_that_of_teacher_and_labels():
     torch.testing.assert_close(trainer.step(torch.arange(5)), expected)
 
 
+def test_a_weight_is_how_often_a_row_stands_in_the_batch():
+    student, teacher, x, y = network(4, 3), network(4, 3), rows(4, 4), torch.tensor([0, 1, 2, 0])
+    with random.seeded(torch.device("cpu"), "another"):
+        teacher[0].reset_parameters()
+    method, twice = QuantisedDistillation(2, teacher, share=0.6), torch.tensor([0, 1, 1, 1, 2])
+    counts = torch.tensor([1.0, 3.0, 1.0, 0.0], dtype=torch.float64)
+
+    def inner(model, batch):
+        return torch.zeros((), dtype=torch.float64)
+
+    def loss(batch):
+        return method.loss(inner, Model.of(student), batch, {}, random.key(0))
+
+    weighted = loss(Batch(x, y, torch.arange(4), 3, weight=counts))
+    torch.testing.assert_close(weighted, loss(Batch(x[twice], y[twice], twice, 3)))
+    assert not weighted.isclose(loss(Batch(x, y, torch.arange(4), 3)))
+
+
+def test_engines_agree_with_a_teacher():
+    x, y = rows(60, 4), torch.arange(60) % 3
+    options = {"tasks": 2, "epochs": 2, "batch_size": 16, "holdout": 0, "transfer": "none", "precision": "float64"}
+
+    def fitted(engine):
+        methods = [QuantisedDistillation(2, network(4, 3), bucket=None)]
+        return kinfold.fit(lambda: nn.Linear(4, 3), (x, y), methods=methods, engine=engine, **options)
+
+    one, other = fitted("sequential"), fitted("vectorised")
+    torch.testing.assert_close(one.scores.loss_matrix, other.scores.loss_matrix, rtol=1e-8, atol=1e-11)
+    assert len(one.model.weight.unique()) <= 4  # of a model that is one layer
+
+
 def test_float_weights_and_points_step_by_the_gradients_at_the_quantised_weights():
     student = network(6, 3)
     x, y, start = rows(5, 6), torch.tensor([0, 1, 2, 0, 1]), student[0].weight.detach().clone()
@@ -144,5 +177,7 @@ def test_misuse(context):
         QuantisedDistillation(layers=["nine"]).start({}, context)
     student, x, y = network(4, 3), rows(5, 4), torch.tensor([0, 1, 2, 0, 1])
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with pytest.raises(InputError, match="the task is a regression; leave teacher out"):
+        Trainer(student, optimizer, [QuantisedDistillation(2, network(4, 3))], x, rows(5, 3))
     with pytest.raises(InputError, match="the teacher gives 5 outputs and the model 3"):
         Trainer(student, optimizer, [QuantisedDistillation(2, network(4, 5))], x, y).step(torch.arange(5))

@@ -247,6 +247,16 @@ def test_weights_go_with_probabilities_too(loss):
     torch.testing.assert_close(o.training_loss(identity, batch._replace(weight=COUNTS)), expected)
 
 
+@pytest.mark.parametrize("loss", [WEIGHTED, custom, nn.MultiMarginLoss(), nn.NLLLoss(WEIGHTED.weight)])
+def test_row_losses_are_expected_under_probabilities(loss):
+    given, soft = objective(loss=loss), torch.softmax(numbers(6, 3, seed=1), 1)
+    by_class = torch.stack([given.row_losses(LOGITS, torch.full((6,), c)) for c in range(3)], 1)
+    o = given.of_probabilities()
+    for each in (o, o.of_probabilities(), o.on(CPU, torch.float64)):
+        torch.testing.assert_close(each.row_losses(LOGITS, soft), (soft * by_class).sum(1))
+        torch.testing.assert_close(each.loss(LOGITS, soft), o.loss(LOGITS, soft))
+
+
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @pytest.mark.parametrize("loss", [None, WEIGHTED])
 def test_scores_count_rows_by_their_weights(kind, loss):

@@ -398,8 +398,8 @@ class LocalEngine(Engine):
             changed = some.memory_of(self.stack.buffers)
             changed += [value for state in self._changed_in_a_pass() for value in some.memory_of(state)]
             losses, grads = self._captures(kind, partial(self._pass, some, record), (index, keys), changed)
+        mean = self._accumulate(some, grads, update)
         states = self._states_of(some)
-        mean = self._accumulate(some.tasks, grads, update)
         if mean is not None:
             if self.job.clip_norm is not None:
                 mean = clip_rows(mean, self.job.clip_norm)
@@ -438,20 +438,25 @@ class LocalEngine(Engine):
     def _states_of(self, some: Some) -> list[State]:
         return [{name: some.of(value) for name, value in state.items()} for state in self.states]
 
-    def _accumulate(self, tasks: list[int], grads: Params, update: bool) -> Params | None:
-        """Returns the mean gradient when the optimizer is to step, else None."""
+    def _accumulate(self, some: Some, grads: Params, update: bool) -> Params | None:
+        """Returns the mean gradient when the optimizer is to step, else None.
+
+        That of the methods' trained state goes to their state.
+        """
         if self.job.accumulate == 1:
             return grads
-        sums, count = self._begun(tasks)
-        for name, grad in grads.items():
+        (sums, count), own = self._begun(some.tasks), self.chain.trained_grads(self.states)
+        for name, grad in (grads | {name: some.of(value) for name, value in own.items()}).items():
             if name in sums:
                 sums[name] += grad
             else:
                 sums[name] = grad.clone()  # its memory may be a graph's, which writes it anew
         if not update:
-            self._accumulated[tuple(tasks)] = (sums, count + 1)
+            self._accumulated[tuple(some.tasks)] = (sums, count + 1)
             return None
-        return {name: grad / (count + 1) for name, grad in sums.items()}
+        means = {name: grad / (count + 1) for name, grad in sums.items()}
+        some.write(own, {name: means.pop(name) for name in own})
+        return means
 
     def _begun(self, tasks: list[int]) -> tuple[Params, int]:
         """Takes the gradients that have come together, and of how many batches."""
@@ -484,7 +489,7 @@ class LocalEngine(Engine):
     ) -> Gradients:
         """Returns (losses, gradients, what has come of the pass) of k tasks."""
         losses, grads, passed = self._recorded(stack, batch, states, keys, record)
-        if self.chain.has("gradients"):  # a method may give zeros where a plain loop has no gradient at all
+        if self._by_reach:
             reached = self._reached_by_loss(stack, batch, states, keys)
             grads = {name: grad for name, grad in grads.items() if name in reached}
         return losses, grads, passed
@@ -500,6 +505,15 @@ class LocalEngine(Engine):
     ) -> Gradients:
         losses, grads, after = self.lift(self._of_one)(params, frozen, buffers, batch, states, keys)
         return losses.detach(), grads, detached(after)
+
+    @property
+    def _by_reach(self) -> bool:
+        """Whether parameters without a derivative of the loss are left alone in spite of what methods give for them.
+
+        A plain loop has no gradient there at all, where a method may give zeros.
+        """
+        given = self.chain.at("gradients")
+        return bool(given) and all(method.differentiates for _, method in given)
 
     def _reached_by_loss(
         self, stack: TaskStack, batch: Batch, states: list[State], keys: Int64[Tensor, " k"]

@@ -47,9 +47,9 @@ What a transfer does to a state is said by the name of each tensor in it:
 | any other | whole, from the donor with the largest weight |
 
 Two more prefixes have a meaning: `train/x` is a trainable tensor of the method's own, and the gradient of the loss with
-respect to it is in `grad/x` after every batch; START makes both, and BEFORE_STEP or AFTER_STEP steps it by a rule of
-the method's own. Tensors keep shape and dtype for the whole run, and are shaped alike for all tasks: what is known of
-rows is stored by their numbers, [N] (`Context.count`).
+respect to it is in `grad/x` after every batch, and the mean of `accumulate` batches when the optimizer steps; START
+makes both, and BEFORE_STEP or AFTER_STEP steps it by a rule of the method's own. Tensors keep shape and dtype for the
+whole run, and are shaped alike for all tasks: what is known of rows is stored by their numbers, [N] (`Context.count`).
 
 Legend: B batch, C classes or outputs, N rows of the data, n the task's training rows, m some of them.
 """
@@ -71,6 +71,7 @@ from kinfold.methods.model import Rows as Rows
 from kinfold.methods.model import State as State
 from kinfold.methods.model import linear_layers as linear_layers
 from kinfold.methods.model import straight_through as straight_through
+from kinfold.methods.model import within as within
 
 OWN = "own/"
 """Begins the names of state that no transfer moves."""
@@ -171,9 +172,15 @@ class Method:
     Attributes:
         conflicts: names of the classes of methods that cannot be in one chain with this one, for whatever reason;
             it is enough that one of two names the other.
+        differentiates: whether its gradients are derivatives of the loss. Where they are not, parameters that no
+            derivative reaches are trained, too.
+        substitutes: whether `evaluation` gives other parameters, whatever it is given. It then goes before the methods
+            that change what they are given, wherever it stands in the chain.
     """
 
     conflicts: ClassVar[frozenset[str]] = frozenset()
+    differentiates: ClassVar[bool] = True
+    substitutes: ClassVar[bool] = False
 
     # -- before training ------------------------------------------------------------------------------------------
 

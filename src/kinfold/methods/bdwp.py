@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kinfold.errors import InputError
-from kinfold.methods.base import Context, Method, Params, State, linear_layers, straight_through
+from kinfold.methods.base import Context, Method, Params, State, linear_layers, straight_through, within
 
 _MASKED = "masked/"
 
@@ -103,8 +103,7 @@ class BDWP(Method):
             if name not in known:
                 raise InputError(f"bdwp: {name!r} is no linear layer or ungrouped convolution; use {', '.join(known)}.")
         chosen = [*known][: max(1, len(known) - 1)] if self.layers is None else self.layers
-        names = [f"{name}.weight" for name in chosen]
-        names = [name for name in names if name in params]
+        names = [name for layer in chosen if (name := within(layer, "weight")) in params]
         if not names:
             raise InputError("bdwp: the model trains no linear layer or ungrouped convolution; leave bdwp out.")
         # The names are what the state is for; masks follow from the weights.

@@ -59,9 +59,11 @@ class Chain:
             stage: tuple((i, method) for i, method in enumerate(self.methods) if overrides(method, stage))
             for stage in STAGES
         }
+        # What takes the place of the parameters comes first, or it would undo what others make of them.
+        self._at["evaluation"] = tuple(sorted(self._at["evaluation"], key=lambda at: not at[1].substitutes))
 
     def at(self, stage: str) -> tuple[tuple[int, Method], ...]:
-        """Returns (number, method) of those that do something at a stage, in order."""
+        """Returns (number, method) of those that do something at a stage, in the order in which they do."""
         return self._at[stage]
 
     def has(self, *stages: str) -> bool:
@@ -179,6 +181,15 @@ class Chain:
     def trained(self, states: Sequence[State]) -> Params:
         """Returns the methods' trainable state as `/i/train/name`."""
         return {f"/{i}/{n}": value for i, state in enumerate(states) for n, value in state.items() if n[:6] == TRAIN}
+
+    def trained_grads(self, states: Sequence[State]) -> Params:
+        """Returns the gradients with respect to that, which are state as well, as `/i/grad/name`."""
+        return {
+            f"/{i}/{n}": value
+            for i, state in enumerate(states)
+            for n, value in state.items()
+            if n.startswith(GRAD) and TRAIN + n.removeprefix(GRAD) in state
+        }
 
     def settled(self, grads: Params, passed: Params, states: Sequence[State]) -> Params:
         """Returns the parameters' gradients; those of trained state become state themselves."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kinfold import random
 from kinfold.errors import InputError
-from kinfold.methods.base import Context, Method, Params, State, ValueAndGrad, linear_layers
+from kinfold.methods.base import Context, Method, Params, State, ValueAndGrad, linear_layers, within
 
 Losses: TypeAlias = Callable[[Params], Float[Tensor, " m"]]
 """From m parameters at once, [m, …] each, to their losses."""
@@ -126,6 +126,7 @@ class DeepZero(Method):
     """
 
     conflicts: ClassVar[frozenset[str]] = frozenset({"MKOR", "SAM"})  # they differentiate
+    differentiates: ClassVar[bool] = False
 
     mu: float | int = 5e-3
     density: float | int | Mapping[str, float | int] = 0.5
@@ -149,7 +150,7 @@ class DeepZero(Method):
 
     def start(self, params: Params, context: Context) -> State:
         layers = linear_layers(context.module)
-        weights = [name for layer in layers if (name := f"{layer}.weight" if layer else "weight") in params]
+        weights = [name for layer in layers if (name := within(layer, "weight")) in params]
         shares = dict(self.density) if isinstance(self.density, Mapping) else dict.fromkeys(weights, self.density)
         for name in shares:
             if name not in weights:

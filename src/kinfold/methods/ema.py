@@ -1,7 +1,7 @@
 """The exponential average of the parameters (Polyak and Juditsky, *Acceleration of Stochastic Approximation*, 1992)."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +26,8 @@ class EMA(Method):
         >>> EMA(decay=0.9).decay
         0.9
     """
+
+    substitutes: ClassVar[bool] = True
 
     decay: float | int = 0.99
 

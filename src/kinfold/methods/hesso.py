@@ -8,7 +8,7 @@ Legend: G groups (see `channel_groups`), U units, O rows of a parameter, K group
 
 import copy
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from kinfold.errors import InputError
-from kinfold.methods.base import OWN, Batch, Context, Inner, Method, Model, Params, Rows, State
+from kinfold.methods.base import OWN, Batch, Context, Inner, Method, Model, Params, Rows, State, within
 from kinfold.methods.channel_groups import ChannelGroups, channel_groups, without_zero_channels
 
 _GROUP, _UNIT, _EXAMPLE, _CACHE = f"{OWN}group/", f"{OWN}unit", f"{OWN}example/", "cache/"
@@ -119,6 +119,8 @@ class HESSO(Method):
         >>> HESSO(sparsity=0.5, cycles=0).rounds
         5
     """
+
+    conflicts: ClassVar[frozenset[str]] = frozenset({"QuantisedDistillation"})  # its grids need not have a zero
 
     sparsity: float | int = 0.5
     begin: float | int = 0.1
@@ -313,7 +315,7 @@ def _materialised(params: Params, context: Context) -> nn.Module:
     buffers = context.model.passed.buffers
     for path, layer in module.named_modules():
         layer._parameters.update({n: new[id(value)] for n, value in layer._parameters.items() if value is not None})
-        own = {name: buffers.get(f"{path}.{name}" if path else name) for name in layer._buffers}
+        own = {name: buffers.get(within(path, name)) for name in layer._buffers}
         layer._buffers.update({name: value.cpu().clone() for name, value in own.items() if value is not None})
     return module
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from kinfold.errors import InputError
-from kinfold.methods.base import Context, Method, Params, State, ValueAndGrad, linear_layers
+from kinfold.methods.base import Context, Method, Params, State, ValueAndGrad, linear_layers, within
 
 _LARGEST = 100.0  # statistics are clamped to it
 _A, _G = "inverse_a/", "inverse_g/"
@@ -118,7 +118,7 @@ class MKOR(Method):
             raise InputError(f"mkor: gain is {self.gain!r}; give a share from 0 to below 1.")
 
     def start(self, params: Params, context: Context) -> State:
-        known = [name for name in linear_layers(context.module) if _parameter(name, "weight") in params]
+        known = [name for name in linear_layers(context.module) if within(name, "weight") in params]
         chosen = known if self.layers is None else self.layers
         for name in chosen:
             if name not in known:
@@ -131,8 +131,8 @@ class MKOR(Method):
         like = next(iter(params.values()))
         state = {"steps": _count(like), "pending": like.new_zeros(())}
         for name in chosen:
-            weight = params[_parameter(name, "weight")]
-            outputs, inputs = weight.shape[0], weight[0].numel() + (_parameter(name, "bias") in params)
+            weight = params[within(name, "weight")]
+            outputs, inputs = weight.shape[0], weight[0].numel() + (within(name, "bias") in params)
             for start, size in ((_A, inputs), (_G, outputs)):
                 state[start + name] = torch.eye(size, dtype=weight.dtype, device=weight.device)
                 state["mean_" + start + name] = weight.new_zeros(size)
@@ -152,7 +152,7 @@ class MKOR(Method):
         new = {"pending": pending}
         for name in names:
             inputs = met[name].inputs
-            if _parameter(name, "bias") in params:
+            if within(name, "bias") in params:
                 inputs = torch.cat([inputs, inputs.new_ones(1)])
             for start, mean in ((_A, inputs), (_G, met[name].output_grads)):
                 before = state["mean_" + start + name]  # of the batches that make one step
@@ -167,7 +167,7 @@ class MKOR(Method):
         for name in _layers(state):
             for start in (_A, _G):
                 self._take_in(name, start, due, state)
-            weight, bias = _parameter(name, "weight"), _parameter(name, "bias")
+            weight, bias = within(name, "weight"), within(name, "bias")
             if weight not in grads:  # the loss does not reach it
                 continue
             given = None if bias not in params else grads.get(bias, torch.zeros_like(params[bias]))
@@ -228,7 +228,3 @@ def _count(like: Tensor) -> Int64[Tensor, ""]:
 
 def _layers(state: State) -> list[str]:
     return [name.removeprefix(_A) for name in state if name.startswith(_A)]
-
-
-def _parameter(layer: str, name: str) -> str:
-    return f"{layer}.{name}" if layer else name

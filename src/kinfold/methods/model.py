@@ -191,6 +191,16 @@ def linear_layers(module: nn.Module) -> dict[str, nn.Linear | _ConvNd]:
     }
 
 
+def within(layer: str, name: str) -> str:
+    """Returns the whole name of a layer's parameter or buffer; a layer that is the model itself is named "".
+
+    Example:
+        >>> within("0.conv", "weight"), within("", "weight")
+        ('0.conv.weight', 'weight')
+    """
+    return f"{layer}.{name}" if layer else name
+
+
 class LayerMeans(NamedTuple):
     """What a linear layer or convolution met in a pass.
 
@@ -244,7 +254,7 @@ def looking_back(weights: Params) -> Hooks:
 
     def after(name: str, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
         del args
-        x, weight = inputs[name].pop(), weights[f"{name}.weight" if name else "weight"].detach()
+        x, weight = inputs[name].pop(), weights[within(name, "weight")].detach()
         if isinstance(layer, nn.Linear):
             back = F.linear(x, weight)
         else:

@@ -10,12 +10,12 @@ from itertools import pairwise
 from typing import Literal, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from kinfold.errors import InputError
-from kinfold.methods.base import GRAD, TRAIN, Batch, Context, Inner, Method, Model, Params, State, linear_layers
+from kinfold.methods.base import GRAD, TRAIN, Batch, Context, Inner, Method, Model, Params, State, linear_layers, within
+from kinfold.methods.mtard import divergence
 from kinfold.methods.networks import FrozenNetwork
 
 _POINTS = "points/"
@@ -80,18 +80,26 @@ def quantise(
 
 
 def distillation(
-    outputs: Float[Tensor, "B C"], teacher: Float[Tensor, "B C"], temperature: float | int = 2.0
+    outputs: Float[Tensor, "B C"],
+    teacher: Float[Tensor, "B C"],
+    temperature: float | int = 2.0,
+    counts: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
     """Returns T² KL(softmax(teacher / T) ‖ softmax(outputs / T)), the mean over the batch.
 
     Source: Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network* (arXiv:1503.02531), section 2.
 
+    Args:
+        outputs: logits.
+        teacher: logits, constants.
+        temperature: T.
+        counts: how much each row counts; default all alike.
+
     Example:
         >>> distillation(torch.zeros(2, 3), torch.zeros(2, 3)).item()
         0.0
     """
-    mine, theirs = (F.log_softmax(logits / temperature, 1) for logits in (outputs, teacher.to(outputs.dtype)))
-    return temperature**2 * F.kl_div(mine, theirs, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence(teacher / temperature, outputs / temperature, counts)
 
 
 @final
@@ -105,8 +113,8 @@ class QuantisedDistillation(Method):
 
     Attributes:
         bits: of a weight, 1 to 8.
-        teacher: a trained network, or a factory of one; it is the same for all tasks, and no part of checkpoints. With
-            none there is no distillation.
+        teacher: a trained network of the same classes, or a factory of one; it is the same for all tasks, and no part
+            of checkpoints. With none there is no distillation, as in regression.
         share: λ.
         temperature: T.
         points: `learned`, or `uniform`, which stay.
@@ -144,6 +152,11 @@ class QuantisedDistillation(Method):
             object.__setattr__(self, "_teacher", FrozenNetwork(self.teacher))
 
     def start(self, params: Params, context: Context) -> State:
+        if self._teacher is not None and context.classes is None:
+            raise InputError(
+                "quantised_distillation: teacher gives probabilities of classes, and the task is a regression; leave "
+                "teacher out."
+            )
         known = linear_layers(context.module)
         for name in self.layers or ():
             if name not in known:
@@ -151,7 +164,7 @@ class QuantisedDistillation(Method):
                     f"quantised_distillation: {name!r} is no linear layer or ungrouped convolution; use "
                     f"{', '.join(known)}."
                 )
-        names = [f"{name}.weight" for name in (known if self.layers is None else self.layers)]
+        names = [within(layer, "weight") for layer in (known if self.layers is None else self.layers)]
         state: State = {}
         for name in names:
             if name not in params:
@@ -187,7 +200,7 @@ class QuantisedDistillation(Method):
                 f"quantised_distillation: the teacher gives {theirs.shape[-1]} outputs and the model "
                 f"{outputs.shape[-1]}; give a teacher for the same classes."
             )
-        soft = distillation(outputs, theirs, self.temperature)
+        soft = distillation(outputs, theirs, self.temperature, batch.weight)
         return (1.0 - self.share) * inner(model.remembering(batch.x, outputs), batch) + self.share * soft
 
     def after_step(self, params: Params, state: State) -> tuple[Params, State]:

@@ -106,6 +106,8 @@ class Objective:
         score_loss: `loss` on the CPU, where models are scored.
         score_row_loss: `row_loss` on the CPU.
         metric: what decides.
+        expected: whether these losses, and `row_weight`, take probabilities of the classes and are expectations under
+            them (see `of_probabilities`); but for `score_loss`, which is as it was given.
     """
 
     kind: Kind
@@ -116,6 +118,7 @@ class Objective:
     score_loss: LossFunction
     score_row_loss: LossFunction
     metric: Metric
+    expected: bool = False
 
     @property
     def classes(self) -> int | None:
@@ -123,8 +126,9 @@ class Objective:
         return self.outputs if self.kind == "classification" else None
 
     def on(self, device: torch.device, dtype: torch.dtype) -> "Objective":
-        """Returns the objective as it was first made, for another device."""
-        return make_objective(self.kind, self.outputs, self.score_loss, self.metric, device, dtype)
+        """Returns the objective made anew for another device."""
+        made = make_objective(self.kind, self.outputs, self.score_loss, self.metric, device, dtype)
+        return made.of_probabilities() if self.expected else made
 
     def of_probabilities(self) -> "Objective":
         """Returns the objective with a loss that takes probabilities of the classes, whatever it was made for.
@@ -132,14 +136,18 @@ class Objective:
         Cross-entropy does; of another loss it is the expectation, Σ_c q(c) · its loss if the class were c. So it is of
         a cross-entropy with class weights, which torch divides by the rows' weights for class numbers only.
         """
-        if self.classes is None or (isinstance(self.loss, nn.CrossEntropyLoss) and self.loss.weight is None):
+        takes_them = isinstance(self.loss, nn.CrossEntropyLoss) and self.loss.weight is None
+        if self.classes is None or self.expected or takes_them:
             return self
         row_loss, row_weight = _expected(self.row_loss, self.row_weight, self.classes)
+        score_row_loss, _ = _expected(self.score_row_loss, self.row_weight, self.classes)
 
         def loss(outputs: Tensor, probabilities: Tensor) -> Tensor:
             return row_loss(outputs, probabilities).sum() / row_weight(probabilities).sum()
 
-        return dataclasses.replace(self, loss=loss, row_loss=row_loss, row_weight=row_weight)
+        return dataclasses.replace(
+            self, loss=loss, row_loss=row_loss, row_weight=row_weight, score_row_loss=score_row_loss, expected=True
+        )
 
     def training_loss(self, model: Callable[[Rows], Tensor], batch: Batch, temperature: float = 1.0) -> Tensor:
         """Returns the loss of one batch of one task, lesson included (see `kinfold.transfer.base.Teach`).
