@@ -1161,17 +1161,21 @@ class LocalEngine(Engine):
                 raise InputError(f"metric: {name} or the loss fails on the model's outputs ({why}).") from error
             self.stack.module.train()
             grads, draws = self._fitting(self._probed_step, index)
-            params, score = self.stack.clone().params, torch.zeros(self.job.tasks, 2, dtype=self.dtype)
-            for method, state in zip(self.job.methods, self.states, strict=True):
-                grads, state = self.lift(method.before_step)(params, grads, state)
-                params, state = self.lift(method.update)(params, params, state)
-                params, state = self.lift(method.after_step)(params, state)
-                params, state = self.lift(method.period_end)(params, state, score.to(self.device))
-                params, state = self.lift(method.after_transfer)(params, state)
-                self.lift(method.export)(self.lift(method.evaluation)(params, state), state)
-            if self.chain.has("weights"):
-                self.lift(self.chain.weights)(params, self.states)
+            if self.job.methods:
+                self._probe_methods(grads)
         return draws
+
+    def _probe_methods(self, grads: Params) -> None:
+        params, score = self.stack.clone().params, torch.zeros(self.job.tasks, 2, dtype=self.dtype)
+        for method, state in zip(self.job.methods, self.states, strict=True):
+            grads, state = self.lift(method.before_step)(params, grads, state)
+            params, state = self.lift(method.update)(params, params, state)
+            params, state = self.lift(method.after_step)(params, state)
+            params, state = self.lift(method.period_end)(params, state, score.to(self.device))
+            params, state = self.lift(method.after_transfer)(params, state)
+            self.lift(method.export)(self.lift(method.evaluation)(params, state), state)
+        if self.chain.has("weights"):
+            self.lift(self.chain.weights)(params, self.states)
 
     def _probed_step(self, index: Int64[Tensor, "T B"]) -> tuple[Params, bool]:
         """Returns (all tasks' gradients on a batch of each, whether the global generators were drawn from).
