@@ -24,20 +24,24 @@ from torch import Tensor
 
 from kinfold import random
 from kinfold.checkpoint import Checkpoints
+from kinfold.diverging import hidden, told, without
 from kinfold.engines import Engine, Job
-from kinfold.engines.apart import Apart, Lived, Moving, Shown, Snapshot, Uneven, live, show
+from kinfold.engines.apart import Apart, Moving, Shown, Snapshot, Uneven, show
 from kinfold.engines.exchange import Handle
 from kinfold.errors import InputError, RunError
+from kinfold.living import Lived, live
 from kinfold.run import (
     Event,
     Listener,
     Progress,
     check_rows,
     logged,
+    look_at_start,
     open_losses,
     open_targets,
     period_event,
     tell_of_notes,
+    transfer_event,
 )
 from kinfold.selection.ledger import Ledger
 from kinfold.transfer import RULES, Rule
@@ -79,6 +83,7 @@ def run_asynchronously(
     *,
     epochs: int,
     patience: int | None,
+    rescues: int = 0,
     unsealed: Bool[Tensor, " N"],
     listen: Listener,
     checkpoints: Checkpoints | None = None,
@@ -96,6 +101,8 @@ def run_asynchronously(
         progress: likewise.
         epochs: likewise.
         patience: likewise.
+        rescues: likewise 0 for none to be looked at; with any other number, those that diverge are set aside until a
+            rule brings them back, and none starts again.
         unsealed: likewise.
         listen: likewise.
         checkpoints: likewise; one is written where the shares meet.
@@ -108,9 +115,12 @@ def run_asynchronously(
         RunError: no task ever had a finite score, or a share was lost.
     """
     assert isinstance(engine, Uneven)
+    if rescues:
+        look_at_start(engine, job, progress)
     if progress.period < epochs and not progress.worn_out(patience):
         with engine.apart() as apart:
-            _Going(apart, engine, job, rule, progress, epochs, patience, unsealed, listen, checkpoints, cap).go()
+            how = (epochs, patience, rescues > 0, unsealed, listen, checkpoints, cap)
+            _Going(apart, engine, job, rule, progress, *how).go()
     progress.check_scored()
     return "epochs" if progress.period >= epochs else "patience"
 
@@ -180,6 +190,19 @@ class _Known:
                 self._outputs = shown.outputs.new_full((T, *shown.outputs.shape[1:]), math.nan)
             self._outputs[own] = shown.outputs
 
+    def options_at(self, own: slice) -> dict[str, Float[Tensor, " T"]]:
+        """Returns the options, with learning rates as schedules have them where a share is now.
+
+        That of a task which was last heard of in another period is what its schedule reckons from, by the share
+        that is left of what those of the share's own tasks reckon from.
+        """
+        if "initial_lr" not in self.options:  # there is no schedule
+            return dict(self.options)
+        rate, initial = self.options["lr"], self.options["initial_lr"]
+        left = (rate[own] / initial[own]).nanmedian()  # NaN for those that are 0 for good
+        other = (self.period != self.period[own.start]) & left.isfinite()
+        return self.options | {"lr": torch.where(other, initial * left, rate)}
+
     def predict(self, rows: Int64[Tensor, " m"]) -> Float[Tensor, "T m C"]:
         """Returns what the published copies give for some rows; NaN where a task has published none."""
         assert self._rows is not None
@@ -202,6 +225,7 @@ class _Going:
         progress: Progress,
         epochs: int,
         patience: int | None,
+        looking: bool,
         unsealed: Bool[Tensor, " N"],
         listen: Listener,
         checkpoints: Checkpoints | None,
@@ -209,7 +233,7 @@ class _Going:
     ):
         self._apart, self._engine, self._job, self._rule, self._progress = apart, engine, job, rule, progress
         self._epochs, self._patience, self._unsealed, self._listen = epochs, patience, unsealed, listen
-        self._checkpoints, self._cap = checkpoints, epochs if cap is None else cap
+        self._checkpoints, self._cap, self._looking = checkpoints, epochs if cap is None else cap, looking
         self._shares = range(len(apart.tasks))
         self._asked: dict[Handle, Callable[[Any], None]] = {}  # what is done with the answer
         self._ended = [progress.period] * len(self._shares)
@@ -218,7 +242,8 @@ class _Going:
         self._met = -LEAD if progress.period == 0 else progress.period
         # By period, until all shares have ended it: what each has told of it, and what was transferred.
         self._lived: dict[int, dict[int, tuple[Lived, bool]]] = {}
-        self._transfers: dict[int, list[Event]] = {}
+        self._moves: dict[int, list[Event]] = {}
+        self._notes: dict[int, str] = {}  # which speak of all tasks: that of the plan made first
         self._told, self._since, self._planned = progress.period, time.perf_counter(), 0.0
         self._rows = unsealed.nonzero().flatten() if {*rule.needs} and self._exchanging() else None
         self._known = _Known(job, self._rows)
@@ -246,13 +271,17 @@ class _Going:
             if waits or self._ended[share] - min(self._ended) >= LEAD:
                 continue
             self._begun[share] += 1
-            own = self._apart.tasks[share]
-            asked = self._apart.transport.ask(share, live, self._begun[share], self._progress.best[own], self._rows)
+            progress, own = self._progress, self._apart.tasks[share]
+            health = progress.health.of(own) if self._looking else None
+            given = (self._begun[share], progress.best[own], health, self._rows)
+            asked = self._apart.transport.ask(share, live, *given)
             self._asked[asked] = partial(self._note, share)
 
     def _note(self, share: int, lived: Lived) -> None:
         """Notes what a share has done in a period, and has it transfer what is due."""
         progress, own, period = self._progress, self._apart.tasks[share], self._begun[share]
+        if lived.health is not None:
+            progress.health = progress.health.among(own, lived.health)
         progress.note_scores(own, lived.scores, lived.improved, self._job.better)
         self._known.train_loss = _with(self._known.train_loss, own, lived.train_loss.double())
         self._known.improved = _with(self._known.improved, own, lived.improved)
@@ -262,14 +291,14 @@ class _Going:
         for message in lived.notes:
             self._listen({"event": "note", "message": message, "period": period})
         self._publish(share, lived.shown, lived.shown.sound & lived.train_loss.isfinite())
-        if self._job.tasks > 1 and period < self._epochs and not self._over and self._rule.due(period, self._epochs):
+        if self._job.tasks > 1 and period < self._epochs and self._rule.due(period, self._epochs):
             self._plan(share)
         else:
             self._end(share)
 
     def _publish(self, share: int, shown: Shown, sound: Bool[Tensor, " k"]) -> None:
         known, own = self._known, self._apart.tasks[share]
-        known.hear(own, shown, sound)
+        known.hear(own, shown, sound & ~self._progress.health.aside[own])
         known.moving[share] = shown.moving
         known.period = _with(known.period, own, torch.full_like(known.period[own], self._begun[share]))
         known.exposed = Ledger(_with(known.exposed.exposed, own, self._progress.ledger.exposed[own]))
@@ -288,9 +317,11 @@ class _Going:
         began = time.perf_counter()
         progress, rule, period = self._progress, self._rule, self._begun[share]
         draws = random.generator(self._job.seed, "transfer", period)
-        plan, state = rule.plan(self._view(period), progress.rule, draws)
+        plan, state = rule.plan(self._view(share), progress.rule, draws)
         own = _mask(self._apart.tasks[share], self._job.tasks)
         progress.rule = rule.merged(progress.rule, state, own)
+        if plan is not None and plan.note is not None:
+            self._notes.setdefault(period, plan.note)
         attempt = None if plan is None else self._attempt(share, plan, own, state)
         self._planned += time.perf_counter() - began
         if attempt is None:
@@ -308,6 +339,7 @@ class _Going:
         known = self._known
         check_rows(self._rule, plan, self._unsealed)
         published, everyone = known.period >= 0, torch.ones_like(own)
+        plan = without(plan, self._aside(), ~everyone)
         left = plan.only(own, published)
         donors = left.lineage(everyone).any(0).nonzero().flatten().tolist()
         learn = own & ~(plan.lineage(everyone) & ~published).any(1)
@@ -332,12 +364,12 @@ class _Going:
         everyone = torch.ones_like(attempt.learn)
         after = attempt.exposed.after(plan.lineage(among.accepted), everyone, plan.taught_rows())
         progress.ledger = Ledger(_with(progress.ledger.exposed, own, after.exposed[own]))
+        health = replace(progress.health)
+        health.taught(plan, self._job.objective.classes)
+        progress.health = progress.health.among(own, health.of(own))
         progress.note_moves(plan, among)
         moves = [{**move, "ages": attempt.ages[[*move["donors"]]].tolist()} for move in logged(plan, among, self._job)]
-        if moves:
-            event = {"event": "transfer", "period": period, "rule": rule.name, "transfers": moves}
-            noted = event if plan.note is None else {**event, "note": plan.note}
-            self._transfers.setdefault(period, []).append(noted)
+        self._moves.setdefault(period, []).extend(moves)
         asked = self._apart.follow(share, plan, period, attempt.donors, among.accepted, attempt.moving)
         self._apart.transport.count()
         if asked:
@@ -345,25 +377,30 @@ class _Going:
         else:
             self._end(share)
 
-    def _view(self, period: int) -> View:
-        progress, known, needs = self._progress, self._known, self._rule.needs
+    def _view(self, share: int) -> View:
+        progress, known, needs, aside = self._progress, self._known, self._rule.needs, self._aside()
         return View(
-            period=period,
+            period=self._begun[share],
             epochs=self._epochs,
             metric=progress.scores[:, 0],
             loss=progress.scores[:, 1],
-            train_loss=known.train_loss,
+            train_loss=torch.where(aside, math.nan, known.train_loss),
             sound=known.sound,
             improved=known.improved,
             validation=self._job.validation,
             exposed=known.exposed.exposed,
             unsealed=self._unsealed,
             targets=self._targets,
-            options=dict(known.options),
+            options=known.options_at(self._apart.tasks[share]),
             classes=self._job.objective.classes,
-            predict=known.predict if "predictions" in needs else None,
-            losses=partial(open_losses, self._losses, self._unsealed) if "losses" in needs else None,
+            predict=hidden(known.predict, aside) if "predictions" in needs else None,
+            losses=hidden(partial(open_losses, self._losses, self._unsealed), aside) if "losses" in needs else None,
         )
+
+    def _aside(self) -> Bool[Tensor, " T"]:
+        """[T] whose numbers nobody is to see; of a task that has published nothing, there are none."""
+        known = self._known
+        return (known.period >= 0) & ~known.sound & self._looking
 
     def _losses(self, rows: Int64[Tensor, " m"]) -> Float[Tensor, "T m"]:
         targets = self._job.targets[rows]
@@ -404,8 +441,12 @@ class _Going:
                 spent,
             )
         )
-        for event in self._transfers.pop(self._told, []):
-            self._listen(event)
+        new = torch.cat([one.diverged for one in lived]).nonzero().flatten().tolist()
+        if new:
+            self._listen(told(self._told, new, [], None, torch.cat([one.rates for one in lived])))
+        moves, note = self._moves.pop(self._told, []), self._notes.pop(self._told, None)
+        if moves or note is not None:
+            self._listen(transfer_event(self._told, self._rule.name, moves, note))
         if all(worn_out for _, worn_out in found.values()):
             self._until, self._over = max(self._begun), True
 
@@ -419,6 +460,8 @@ class _Going:
         progress.period = self._apart.period = self._met = self._until
         tell_of_notes(self._engine, self._listen, progress.period)
         last = progress.period == self._epochs or self._over
+        if self._over and self._patience is not None:  # who improved while others caught up is no less at its end
+            progress.stale = progress.stale.clamp_min(self._patience)
         if self._checkpoints is not None:
             began = time.perf_counter()
             progress.save(self._engine, self._checkpoints)

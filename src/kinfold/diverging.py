@@ -113,6 +113,17 @@ class Health:
         self.aside = diverged
         return diverged
 
+    def of(self, tasks: slice) -> "Health":
+        """Returns that of some tasks."""
+        return Health(**{name: value[tasks] for name, value in vars(self).items()})
+
+    def among(self, tasks: slice, own: "Health") -> "Health":
+        """Returns that of all tasks, where some are as `own` says."""
+        others = {name: value.clone() for name, value in vars(self).items()}
+        for name, value in others.items():
+            value[tasks] = getattr(own, name)
+        return Health(**others)
+
     def started_again(self, tasks: Bool[Tensor, " T"]) -> None:
         """Notes that some tasks that were set aside go on."""
         self.aside = self.aside & ~tasks

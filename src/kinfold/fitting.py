@@ -259,7 +259,7 @@ def carry_out(
         engine = saved[1]["engine_name"]
         job = dataclasses.replace(job, channels_last=saved[1]["engine"]["channels_last"])
     steps = remaining.stages[-1] * int(job.train.sum(1).max()) // job.batch_size
-    train = run_asynchronously if asynchronous else partial(run, rescues=rescue)
+    train = partial(run_asynchronously if asynchronous else run, rescues=rescue)
     started, note = choose_engine(engine, job, steps, resources, compression)
     with (
         contextlib.closing(started),

@@ -214,10 +214,8 @@ def run(
         RunError: no task ever had a finite score, or all have diverged and been started again before.
     """
     transfers = _Transfers(engine, job, rule, progress, epochs, unsealed, listen, rescues)
-    if rescues and not progress.period:
-        began = time.perf_counter()
-        progress.health.begin(engine.score()[:, 1], rough_losses(job))
-        progress.wall_seconds += time.perf_counter() - began
+    if rescues:
+        look_at_start(engine, job, progress)
     while progress.period < epochs and not progress.worn_out(patience):
         began, transferring = time.perf_counter(), progress.transfer_seconds
         progress.period += 1
@@ -225,7 +223,7 @@ def run(
         train_loss = transfers.train_period()
         trained = time.perf_counter() - (progress.transfer_seconds - transferring)
         scores, before = engine.score(), progress.health.aside
-        known = scores if not rescues else _judged(progress, train_loss, scores)
+        known = scores if not rescues else judged(progress.health, train_loss, scores)
         improved = better(known[:, 0], known[:, 1], progress.best[:, 0], progress.best[:, 1], by=job.better)
         engine.snapshot(improved)
         progress.note_scores(slice(0, job.tasks), known, improved, job.better)
@@ -260,9 +258,17 @@ def tell_of_notes(engine: Engine, listen: Listener, period: int) -> None:
         listen({"event": "note", "message": message, "period": period})
 
 
-def _judged(progress: Progress, train_loss: Float[Tensor, " T"], scores: Float[Tensor, "T 2"]) -> Float[Tensor, "T 2"]:
-    """The scores, with NaN for those who have diverged: nothing and nobody goes by theirs."""
-    diverged = progress.health.after_period(train_loss, scores[:, 1])
+def look_at_start(engine: Engine, job: Job, progress: Progress) -> None:
+    """Notes how the tasks are before their first period, if that is to come."""
+    if not progress.period:
+        began = time.perf_counter()
+        progress.health.begin(engine.score()[:, 1], rough_losses(job))
+        progress.wall_seconds += time.perf_counter() - began
+
+
+def judged(health: Health, train_loss: Float[Tensor, " T"], scores: Float[Tensor, "T 2"]) -> Float[Tensor, "T 2"]:
+    """Returns the scores, with NaN for those who have diverged in a period: nothing and nobody goes by theirs."""
+    diverged = health.after_period(train_loss, scores[:, 1])
     return torch.where(diverged[:, None], math.nan, scores)
 
 
@@ -439,8 +445,7 @@ class _Transfers:
         return outcome
 
     def _tell(self, moves: list[Event], note: str | None, rule: str) -> None:
-        event = {"event": "transfer", "period": self._progress.period, "rule": rule, "transfers": moves}
-        self._listen(event if note is None else {**event, "note": note})
+        self._listen(transfer_event(self._progress.period, rule, moves, note))
 
 
 def open_targets(job: Job, unsealed: Bool[Tensor, " N"]) -> Shaped[Tensor, "N *K"]:
@@ -492,6 +497,12 @@ def period_event(
         "lr": rates.tolist(),
         "seconds": seconds,
     }
+
+
+def transfer_event(period: int, rule: str, moves: list[Event], note: str | None) -> Event:
+    """Returns what listeners are told of a period's transfers (see `logged`)."""
+    event = {"event": "transfer", "period": period, "rule": rule, "transfers": moves}
+    return event if note is None else {**event, "note": note}
 
 
 def _alike(plan: Plan, outcome: Outcome) -> tuple[bytes, ...]:

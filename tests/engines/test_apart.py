@@ -5,10 +5,11 @@ import copy
 import math
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, final
 
 import pytest
 import torch
@@ -18,13 +19,14 @@ from kinfold import asynchronous, fitting
 from kinfold.asynchronous import LEAD, check_asynchronous, run_asynchronously
 from kinfold.checkpoint import Checkpoints
 from kinfold.engines import Job
-from kinfold.engines.apart import Apart, Snapshot, Uneven, live
+from kinfold.engines.apart import Apart, Snapshot, Uneven
 from kinfold.engines.compression import resolve_compression
 from kinfold.engines.exchange import Handle, InProcess, Transport
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.sharing import joined_states, start_share, state_of_tasks
 from kinfold.errors import InputError, RunError
 from kinfold.files import read_yaml
+from kinfold.living import Lived, live
 from kinfold.methods.base import Context, Method, Params, State
 from kinfold.run import Progress
 from kinfold.tasks.order import Segment
@@ -52,6 +54,7 @@ from kinfold.transfer import (
 
 EAGER = AMTO(p_low=1.0, p_high=1.0)  # tries at every transfer point
 COPIES = AMTO(p_low=0.6, p_high=0.6, forms=("copy",))
+STILL = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.0), "scheduler": None}  # nobody improves
 
 
 class Paced(Transport):
@@ -123,6 +126,9 @@ class Shares(Uneven):
     def visits(self) -> int:
         return sum(engine.visits() for engine in self.engines)
 
+    def score(self) -> Tensor:
+        return torch.cat([engine.score() for engine in self.engines])
+
     def unasked(self, *given: Any) -> Any:
         raise AssertionError("shares are apart")
 
@@ -130,8 +136,17 @@ class Shares(Uneven):
         for engine in self.engines:
             engine.close()
 
-    train = steps = score = losses = snapshot = apply = end_period = reschedule = norms = unasked
+    train = steps = losses = snapshot = apply = end_period = reschedule = norms = unasked
     method_states = options = unasked
+
+
+class Own(Rule):
+    """A rule of the user's that says nothing of itself."""
+
+    name = "own"
+
+    def plan(self, view: View, state: Any, generator: torch.Generator) -> Any:
+        return Plan((Shuffle(view.sound, 0.1, 0.1, 3),)), state
 
 
 def run_apart(lab: SimpleNamespace, engine: Shares, job: Job, rule: Rule, **how: Any) -> Any:
@@ -167,17 +182,21 @@ RULES_HERE: dict[str, Rule] = {
 @pytest.mark.parametrize("rule", RULES_HERE)
 def test_one_share_alone_is_the_loop(lab: SimpleNamespace, rule: str) -> None:
     job = lab.make_job(tasks=5, model=lambda: lab.network(batch_norm=True), sizes=(44, 37, 21, 30, 44))
-    apart = run_apart(lab, Shares(job, [5]), job, RULES_HERE[rule])
+    apart = run_apart(lab, Shares(job, [5]), job, RULES_HERE[rule], rescues=1)
     moves = transfers(apart.events)
     assert all(move.pop("ages") == [0] * len(move["donors"]) for _, move in moves)
     assert moves or rule == "none"
-    lab.assert_agree(lab.train(Sequential, job, RULES_HERE[rule], epochs=6), apart)
+    together = lab.train(Sequential, job, RULES_HERE[rule], epochs=6, rescues=1)
+    lab.assert_agree(together, apart)
+    lab.assert_close(vars(together.progress.health), vars(apart.progress.health))
 
 
 def test_where_nothing_moves_the_pace_is_nothing(lab: SimpleNamespace) -> None:
     job = small_job(lab)
-    apart = run_apart(lab, Shares(job, [2, 3, 6], order=(1, 1, 1, 0, 2)), job, RULES["none"]())
-    lab.assert_agree(lab.train(Sequential, job, epochs=6), apart)
+    apart = run_apart(lab, Shares(job, [2, 3, 6], order=(1, 1, 1, 0, 2)), job, RULES["none"](), rescues=1)
+    together = lab.train(Sequential, job, epochs=6, rescues=1)
+    lab.assert_agree(together, apart)
+    lab.assert_close(vars(together.progress.health), vars(apart.progress.health))
 
 
 def test_shares_run_ahead(lab: SimpleNamespace) -> None:
@@ -346,8 +365,62 @@ def test_a_run_of_a_version_that_knew_no_other_way(tmp_path: Path) -> None:
         fitting._check_folder(tmp_path, {"tasks": 3, "asynchronous": True}, resume=True)
 
 
+def test_a_note_is_told_once_a_period(lab: SimpleNamespace) -> None:
+    """Every share has the rule plan for all, and says no more than what is its own."""
+    job, rule = small_job(lab), AMTO(p_low=1.0, p_high=1.0, rows="shared", min_rows=99)
+    run = run_apart(lab, Shares(job, [1, 3, 6], order=(0, 0, 1, 2)), job, rule)
+    told = [event for event in run.events if event["event"] == "transfer"]
+    assert [event["period"] for event in told] == [1, 2, 3, 4, 5]
+    assert {event["note"] for event in told} == {"acceptance rows fell back to val for 6 tasks"}
+    assert run.progress.rule["fallbacks"].tolist() == [5] * 6
+
+
+class Silent(Own):
+    """Has something to say, and nothing to transfer."""
+
+    def plan(self, view: View, state: Any, generator: torch.Generator) -> Any:
+        return (Plan((), note="nothing to do") if view.period == 2 else None), state
+
+
+def test_a_note_without_transfers(lab: SimpleNamespace) -> None:
+    job = small_job(lab)
+    run = run_apart(lab, Shares(job, [3, 6]), job, Silent())
+    (event,) = (event for event in run.events if event["event"] == "transfer")
+    assert event == {"event": "transfer", "period": 2, "rule": "own", "transfers": [], "note": "nothing to do"}
+
+
+def test_rates_come_from_the_same_point_of_the_schedule(lab: SimpleNamespace) -> None:
+    """Of a donor at another period, a rate is taken over as it is where the recipient is."""
+    epochs, rule = 16, Exchange(period=2, truncation=0.5, perturb=("lr",), factors=(1.0,))
+    one = nn.Parameter(torch.zeros(()))
+    job = small_job(lab, scheduler=lambda own: torch.optim.lr_scheduler.CosineAnnealingLR(own, T_max=epochs))
+    optimizer = job.optimizer([one])
+    schedule, expected = job.scheduler(optimizer), []
+    for _ in range(epochs):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    run = run_apart(lab, Shares(job, [3, 6], order=(0,) * 9 + (1,)), job, rule, epochs=epochs)
+    ages = {age for _, move in transfers(run.events) for age in move["ages"]}
+    assert min(ages) < -2
+    assert max(ages) > 2
+    rates = [event["lr"] for event in run.events if event["event"] == "period"]
+    lab.assert_close(rates, [[rate] * 6 for rate in expected])
+
+
+def test_rates_without_a_schedule_are_those_last_heard_of(lab: SimpleNamespace) -> None:
+    job = small_job(lab, scheduler=None)
+    known = asynchronous._Known(job, None)
+    known.options = {"lr": torch.arange(6, dtype=torch.float64)}
+    known.period = torch.tensor([5, 5, 2, 2, 2, -1])
+    assert known.options_at(slice(2, 5))["lr"].tolist() == [0, 1, 2, 3, 4, 5]
+    known.options["initial_lr"] = torch.tensor([0, 4, 0, 6, 8, math.nan], dtype=torch.float64)
+    lab.assert_close(known.options_at(slice(2, 5))["lr"].tolist(), [0, 2, 2, 3, 4, math.nan])
+    assert known.options_at(slice(0, 1))["lr"].tolist() == [0, 1, 2, 3, 4, 5]  # its own says nothing
+
+
 def test_patience_ends_all_at_one_point(lab: SimpleNamespace) -> None:
-    job = small_job(lab, optimizer=lambda params: torch.optim.SGD(params, lr=0.0), scheduler=None)
+    job = small_job(lab, **STILL)
     run = run_apart(lab, Shares(job, [3, 6], order=(0, 0, 0, 1)), job, COPIES, epochs=20, patience=2)
     assert run.stopped == "patience"
     assert 3 <= run.progress.period < 20
@@ -355,6 +428,38 @@ def test_patience_ends_all_at_one_point(lab: SimpleNamespace) -> None:
         *range(1, run.progress.period + 1)
     ]
     assert sorted(run.engine.transport.began)[-1] == (1, run.progress.period)
+
+
+def test_who_catches_up_transfers_what_was_due(lab: SimpleNamespace) -> None:
+    """The end is told while a share is behind a transfer point that another has passed."""
+    job = small_job(lab, **STILL)
+    run = run_apart(lab, Shares(job, [3, 6], order=(0, 0, 0, 1)), job, TeachRule(period=5), epochs=20, patience=2)
+    assert run.stopped == "patience"
+    assert run.progress.period > 5 > 3  # 3 is where all are worn out
+    lessons = [engine.lesson for engine in run.engine.engines]
+    assert all(lesson is not None for lesson in lessons)
+    assert {(period, move["recipient"]) for period, move in transfers(run.events)} == {(5, t) for t in range(6)}
+    run.engine.state()  # which is that of all: a lesson of some is none
+
+
+def test_what_was_worn_out_stays_so(lab: SimpleNamespace, tmp_path: Path) -> None:
+    """Tasks that improve while others catch up are at their end nonetheless, also where the run is gone on with."""
+    job = small_job(lab, scheduler=lambda own: torch.optim.lr_scheduler.LambdaLR(own, lambda done: float(done >= 3)))
+    heard: list[dict[str, Any]] = []
+    how = {"epochs": 20, "patience": 2}
+    with Checkpoints(tmp_path) as checkpoints:
+        engine = Shares(job, [3, 6], order=(0, 0, 0, 1))
+        run = run_apart(lab, engine, job, RULES["none"](), **how, listen=heard.append, checkpoints=checkpoints)
+    assert any(any(event["improved"]) for event in heard if event["period"] > 3)
+    saved = Checkpoints(tmp_path).latest()
+    assert saved is not None
+    resumed = Shares(job, [3, 6])
+    again = run_apart(lab, resumed, job, RULES["none"](), progress=Progress.load(resumed, *saved), **how)
+    assert again.stopped == run.stopped == "patience"
+    assert not again.events
+    assert again.progress.period == run.progress.period
+    again.progress.begin_stage(1)
+    assert not again.progress.worn_out(2)
 
 
 def test_no_score_at_all(lab: SimpleNamespace) -> None:
@@ -377,6 +482,110 @@ def test_models_made_smaller(lab: SimpleNamespace) -> None:
             math.isfinite(value) for event in run.events if event["event"] == "period" for value in event["loss"]
         )
     assert moved[1] < moved[0] / 2
+
+
+# -- tasks that diverge ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exploding(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], bool]:
+    """Task 1 explodes in period 3, to numbers that are finite; fills in who has diverged in which period."""
+    found: dict[tuple[int, int], bool] = {}
+
+    def blown(engine: Sequential, period: int, *given: Any) -> Lived:
+        if engine._first == 0 and period == 3:
+            for value in engine.stack.params.values():
+                value.detach()[1] *= 1e6
+            engine.seen.forget()
+        lived = live(engine, period, *given)
+        if lived.health is not None:
+            found.update({(engine._first + i, period): gone for i, gone in enumerate(lived.health.aside.tolist())})
+        return lived
+
+    monkeypatch.setattr(asynchronous, "live", blown)
+    return found
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [PAPAAll(period=1), TeachRule(), EAGER, Exchange(period=1, truncation=0.5), RULES["merge-median"]()],
+    ids=lambda rule: rule.name,
+)
+@pytest.mark.parametrize("order", [(0,), (0, 0, 0, 1), (1, 1, 1, 0)], ids=str)
+def test_nobody_learns_from_who_has_exploded(
+    lab: SimpleNamespace, exploding: dict[tuple[int, int], bool], rule: Rule, order: tuple[int, ...]
+) -> None:
+    job = small_job(lab)
+    first = run_apart(lab, Shares(job, [2, 6], order=order), job, rule, epochs=7, rescues=1)
+    # What has come of it holds where the run is gone on with.
+    run = run_apart(lab, first.engine, job, rule, epochs=10, rescues=1, progress=first.progress)
+    events = [*first.events, *run.events]
+    assert exploding[1, 3]
+    assert not any(gone for (t, _), gone in exploding.items() if t != 1)
+    for period, move in transfers(events):
+        for donor, age in zip(move["donors"], move["ages"], strict=True):
+            assert not exploding[donor, period - age], (period, move)
+    (note,) = (event for event in events if "diverged" in event)
+    assert note == {
+        "event": "note",
+        "severity": "warning",
+        "period": 3,
+        "message": "task 1 diverged in period 3: set aside, the others see no more of it",
+        "diverged": [1],
+        "rescued": [],
+    }
+    periods = [event for event in events if event["event"] == "period"]
+    assert math.isnan(periods[2]["loss"][1])
+    assert not periods[2]["improved"][1]
+    others = [loss for event in periods for t, loss in enumerate(event["loss"]) if t != 1]
+    assert max(others) < 10.0
+    assert run.progress.health.rescues.tolist() == [0] * 6
+    if rule.name == "teach":  # all have a lesson, each share was told of its own
+        assert run.progress.health.ease.tolist() == [1.0 + 0.5 * 8.0**2] * 6
+    rows = torch.arange(60)  # the snapshot is of before
+    assert run.engine.predict(rows, best=True).abs().max() < 1e3
+
+
+def test_where_nobody_is_looked_at(lab: SimpleNamespace, exploding: dict[tuple[int, int], bool]) -> None:
+    job = small_job(lab)
+    run = run_apart(lab, Shares(job, [2, 6]), job, PAPAAll(period=1), rescues=0)
+    assert not exploding
+    assert not any("diverged" in event for event in run.events)
+    assert not run.progress.health.aside.any()
+    assert run.progress.health.loss.isnan().all()
+
+
+@final
+@dataclass(frozen=True)
+class Watching(Rule):
+    """Notes what is to be seen of each task, and would have all learn from task 1."""
+
+    name = "watching"
+    needs = frozenset({"predictions", "losses"})
+    seen: list[tuple[int, list[list[bool]]]] = field(default_factory=list)
+
+    def plan(self, view: View, state: Any, generator: torch.Generator) -> Any:
+        assert view.predict is not None
+        assert view.losses is not None
+        rows = torch.arange(5)
+        outputs, losses = view.predict(rows).flatten(1), view.losses(rows)
+        shown = [outputs.isfinite().all(1), losses.isfinite().all(1), view.train_loss.isfinite()]
+        self.seen.append(
+            (view.period, torch.stack([*shown, view.sound, view.metric.isfinite(), view.loss.isfinite()]).tolist())
+        )
+        return Plan((onto(1, 1, 1, 1, 1, 1),)), state
+
+
+def test_what_is_seen_of_who_has_exploded(lab: SimpleNamespace, exploding: dict[tuple[int, int], bool]) -> None:
+    job, rule = small_job(lab), Watching()
+    run = run_apart(lab, Shares(job, [2, 6]), job, rule, epochs=5, rescues=1)
+    assert exploding[1, 3]
+    # The share of tasks 0 and 1 is through before that of the others has ended its first period.
+    assert [period for period, _ in rule.seen] == [1, 2, 3, 4, 1, 2, 3, 4]
+    mine = [[row[1] for row in seen] for _, seen in rule.seen]
+    assert mine == [[True] * 6] * 2 + [[False] * 6] * 6
+    assert all(row[0] for _, seen in rule.seen for row in seen)
+    assert [(period, move["recipient"]) for period, move in transfers(run.events)] == [(1, 0), (2, 0)]
 
 
 # -- one plan among copies ---------------------------------------------------------------------------------------------
@@ -529,15 +738,6 @@ def test_mistakes(how: dict[str, Any], line: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-class Own(Rule):
-    """A rule of the user's that says nothing of itself."""
-
-    name = "own"
-
-    def plan(self, view: View, state: Any, generator: torch.Generator) -> Any:
-        return Plan((Shuffle(view.sound, 0.1, 0.1, 3),)), state
-
-
 def test_a_plan_that_cannot_be_taken_apart(lab: SimpleNamespace) -> None:
     job = small_job(lab)
     with pytest.raises(RunError, match="^transfer: Shuffle changes tasks at one moment"):
@@ -568,7 +768,6 @@ def test_the_state_of_several_rules() -> None:
     after = {name: value + 1 if value.dtype != torch.bool else ~value for name, value in before.items()}
     merged = rule.merged(before, after, torch.tensor([True, False]))
     assert torch.equal(merged["planned"], after["planned"])
-    for name in ("1/reward", "1/try", "1/source"):
+    for name in ("1/reward", "1/try", "1/source", "1/fallbacks"):
         assert torch.equal(merged[name][0], after[name][0])
         assert torch.equal(merged[name][1], before[name][1])
-    assert torch.equal(merged["1/fallbacks"], after["1/fallbacks"])

@@ -12,9 +12,9 @@ import torch
 import kinfold
 from kinfold import asynchronous
 from kinfold.asynchronous import run_asynchronously
-from kinfold.engines.apart import Lived, live
 from kinfold.engines.local import LocalEngine
 from kinfold.errors import RunError
+from kinfold.living import Lived, live
 from kinfold.run import Progress
 from kinfold.transfer import AMTO
 

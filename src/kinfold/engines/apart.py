@@ -25,8 +25,6 @@ from kinfold.engines.local import LocalEngine
 from kinfold.engines.parcels import Arrival, Errand, Scope
 from kinfold.engines.proposals import Proposal
 from kinfold.engines.routes import alone
-from kinfold.selection.better import better
-from kinfold.tasks.order import Segment
 from kinfold.transfer.base import Plan
 
 Moving: TypeAlias = frozenset[tuple[str, str]]
@@ -51,53 +49,10 @@ class Shown:
     outputs: Float[Tensor, "k m C"] | None
 
 
-@final
-@dataclass(frozen=True)
-class Lived:
-    """What a share tells of a period that it has trained for.
-
-    Attributes:
-        train_loss: each task's mean loss.
-        scores: (metric, higher is better; loss) on each task's own validation rows.
-        improved: whether a best snapshot was taken of a task.
-        rates: learning rates of the period.
-        steps: batches, of the task with most.
-        notes: what the user is to be told.
-        shown: the tasks at its end.
-    """
-
-    train_loss: Float[Tensor, " k"]
-    scores: Float[Tensor, "k 2"]
-    improved: Bool[Tensor, " k"]
-    rates: Float[Tensor, " k"]
-    steps: int
-    notes: list[str]
-    shown: Shown
-
-
 def show(engine: LocalEngine, rows: Int64[Tensor, " m"] | None) -> Shown:
     """Returns what there is to be told of a share's tasks, with their outputs for some rows if these are given."""
     outputs = None if rows is None else engine.predict(rows)
     return Shown(engine.sound(), engine.options(), engine.updater.moments(), outputs)
-
-
-def live(engine: LocalEngine, period: int, best: Float[Tensor, "k 2"], rows: Int64[Tensor, " m"] | None) -> Lived:
-    """Trains a share's tasks for a period, scores them, and keeps snapshots of those that are better than ever.
-
-    Args:
-        engine: the share's.
-        period: its number.
-        best: (metric, loss) of the best snapshots so far, NaN where there is none.
-        rows: as in `show`.
-    """
-    rates = engine.options()["lr"]
-    losses = engine.train(Segment(period))
-    scores = engine.score()
-    improved = better(scores[:, 0], scores[:, 1], best[:, 0], best[:, 1], by=engine.job.better)
-    engine.snapshot(improved)
-    engine.end_period(scores)
-    steps = int(engine.steps(period).max())
-    return Lived(losses, scores, improved, rates, steps, engine.notes(), show(engine, rows))
 
 
 @final

@@ -94,7 +94,7 @@ class AMTO(Rule):
             "try": torch.full((tasks,), (self.p_low + self.p_high) / 2, dtype=torch.float64),
             "source": torch.full((tasks,), -1),
             "form": torch.full((tasks,), -1),
-            "fallbacks": torch.zeros((), dtype=torch.int64),
+            "fallbacks": torch.zeros(tasks, dtype=torch.int64),
         }
 
     def plan(self, view: View, state: State, generator: torch.Generator) -> tuple[Plan | None, State]:
@@ -109,9 +109,9 @@ class AMTO(Rule):
         tries = chance < state["try"]
         source = torch.where(tries, drawn, -1)
         form = torch.where(tries, form, -1)
-        trial, fallbacks = self._trial(view, source)
+        trial, short = self._trial(view, source)
         state = state | {"reward_self": reward_self, "source": source, "form": form}
-        state["fallbacks"] = state["fallbacks"] + fallbacks
+        state["fallbacks"] = state["fallbacks"] + short
         if not bool(tries.any()):
             return None, state | {"try": self._try_chances(state["reward_other"], reward_self)}
 
@@ -125,6 +125,7 @@ class AMTO(Rule):
                 kept = 0.0 if name == "copy" else float(fraction[t])
                 weights[t, t], weights[t, s] = kept, 1.0 - kept
         changes = (Mix(weights), Cross(crossed, fraction, keys, self.unit))
+        fallbacks = int(short.sum())
         note = f"acceptance rows fell back to val for {fallbacks} tasks" if fallbacks else None
         return Plan(changes, trial=trial, note=note), state
 
@@ -162,17 +163,17 @@ class AMTO(Rule):
     def _average(self, old: Float[Tensor, " T"], event: Bool[Tensor, " T"]) -> Float[Tensor, " T"]:
         return self.alpha * old + (1.0 - self.alpha) * event.to(old.dtype)
 
-    def _trial(self, view: View, source: Int64[Tensor, " T"]) -> tuple[Bool[Tensor, "T N"], int]:
-        """The acceptance rows of each task, and how often they fell back to `val`."""
+    def _trial(self, view: View, source: Int64[Tensor, " T"]) -> tuple[Bool[Tensor, "T N"], Bool[Tensor, " T"]]:
+        """The acceptance rows of each task, and whether they fell back to `val`."""
         if self.rows == "val":
-            return view.validation, 0
+            return view.validation, torch.zeros_like(source, dtype=torch.bool)
         donor = source.clamp_min(0)
         if self.rows == "shared":
             rows = view.validation & view.validation[donor]
         else:
             rows = view.validation & ~view.exposed & ~view.exposed[donor]
         short = (rows.sum(1) < self.min_rows) & (source >= 0)
-        return torch.where(short[:, None], view.validation, rows), int(short.sum())
+        return torch.where(short[:, None], view.validation, rows), short
 
 
 def _chances(reward: Float[Tensor, "T K"], floor: float | int) -> Float[Tensor, "T K"]:

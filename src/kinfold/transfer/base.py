@@ -141,8 +141,8 @@ class View:
         validation: [T, N] the tasks' validation rows.
         exposed: [T, N] the ledger: rows that the task, or anything it learned from, has trained on.
         unsealed: [N] the rows that may be used at all.
-        options: the optimizers' options, such as `lr` (as scheduled now), `initial_lr` (that schedules reckon
-            from) and `weight_decay` → [T]; those that are numbers.
+        options: the optimizers' options, such as `lr` (as scheduled now, also of a task that is at another period),
+            `initial_lr` (that schedules reckon from) and `weight_decay` → [T]; those that are numbers.
         step: optimizer steps taken in this period where the transfer point lies inside it, else None.
         targets: [N] class numbers or values; those of sealed rows are blanked (0).
         classes: C, or None for regression.

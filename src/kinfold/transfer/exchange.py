@@ -25,8 +25,9 @@ class Exchange(Rule):
     Tasks are ranked by their metric, ties by the lower loss; a task without finite scores is worse than every
     other, and is never copied. Optimizer state and buffers follow (*exploit*). Then (*explore*) each option h that
     is named in `perturb` becomes h_t ← f · h_s for the task t that copied s, f drawn uniformly from `factors`.
-    For `lr`, h_s is the donor's present rate, and t's schedule goes on from there in proportion. An option that
-    is 0 stays 0. Nothing is tried: the copy is accepted unseen.
+    For `lr`, h_s is the donor's present rate (of one that is at another period, in an asynchronous run, what that is
+    where t is), and t's schedule goes on from there in proportion. An option that is 0 stays 0. Nothing is tried: the
+    copy is accepted unseen.
 
     Attributes:
         truncation: share of the tasks that copy, and as many may be copied; at most a half: no task is both.
