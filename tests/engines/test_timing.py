@@ -76,6 +76,18 @@ def test_what_takes_too_much_memory_is_not_stacked(
     assert line == "engine: sequential, since 3 tasks do not fit in memory together."
 
 
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(("at_once", "name"), [(2, "vectorised"), (1, "sequential")])
+def test_what_steps_in_lanes_takes_the_memory_of_one(
+    lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, at_once: int, name: str
+) -> None:
+    job = lab.make_job(tasks=5, shared_start=True)
+    enough = memory.needed(job, 2.0**40).of(tasks=5, at_once=at_once)
+    monkeypatch.setattr(memory, "free_bytes", lambda: float(enough))
+    engine, _ = choose_engine("vectorised", job)
+    assert engine.name == name
+
+
 def test_a_form_that_fails_is_left_out(lab: SimpleNamespace) -> None:
     def fails(job: Job) -> Engine:
         raise ValueError("not here")

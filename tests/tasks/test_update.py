@@ -138,6 +138,62 @@ def test_sparse_gradients_are_stepped_by_the_form_that_takes_them():
     assert params["table"].tolist() == [[[0, 0], [-0.5, -1], [0, 0]]]
 
 
+def test_a_run_goes_on_bit_for_bit_where_gradients_are_sparse_at_times():
+    def numbers_of(step):
+        draws = torch.Generator().manual_seed(step)
+        dense = torch.randn(1, 40, generator=draws)
+        if step > 1:
+            return {"bias": dense}
+        with torch.sparse.check_sparse_tensor_invariants():
+            table = torch.sparse_coo_tensor([[1]], torch.randn(1, 2, generator=draws), (3, 2))
+        return {"table": table[None], "bias": dense}
+
+    def started():
+        params = {"table": torch.zeros(1, 3, 2), "bias": torch.zeros(1, 40)}
+        return params, Updater(params, partial(optim.SGD, lr=0.3, momentum=0.9), None, fuse=False)
+
+    params, updater = started()
+    updater.step(numbers_of(0))
+    again, resumed = started()
+    for key, value in params.items():
+        again[key].copy_(value)
+    resumed.restore(*updater.state())
+    for one in (updater, resumed):
+        for step in range(2, 9):
+            one.step(numbers_of(step))
+    close(again, params)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_parameter_may_have_its_first_gradient_later_than_others(name, fuse):
+    """As where a step leaves a block of the network out; the form is the same afterwards."""
+    params, start = numbers(0), numbers(0)
+    updater = Updater(params, OPTIMIZERS[name], None, fuse)
+    own = [{key: nn.Parameter(value[t].clone()) for key, value in start.items()} for t in range(T)]
+    optimizers = [OPTIMIZERS[name](list(rows.values())) for rows in own]
+    for step, names in enumerate((["weight"], ["bias", "scale"], ["weight", "bias"], list(SHAPES))):
+        grads = {key: value for key, value in numbers(step).items() if key in names}
+        updater.step(grads)
+        for t, optimizer in enumerate(optimizers):
+            for key, parameter in own[t].items():
+                parameter.grad = grads[key][t] if key in names else None
+            optimizer.step()
+    assert updater.fused == fuse
+    for key, value in params.items():
+        torch.testing.assert_close(value, torch.stack([rows[key].detach() for rows in own]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_an_optimizer_may_step_some_of_the_parameters_alone(fuse):
+    params = numbers(0)
+    updater = Updater(params, lambda parameters: optim.AdamW(list(parameters)[:1], lr=0.1), None, fuse)
+    assert updater.fused == fuse
+    updater.step(numbers(1))
+    for name, value in numbers(0).items():
+        assert torch.equal(params[name], value) == (name != next(iter(SHAPES)))
+
+
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_fused_form_takes_the_same_steps(name, foreach):

@@ -20,7 +20,7 @@ from kinfold.engines.memory import Need, check_fits, free_on, needed
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.streams import STREAMS, Streams
 from kinfold.engines.timing import Form, best_threads, by_one_thread, first_tasks, quick_step, seconds_a_step, told
-from kinfold.engines.vectorised import Vectorised
+from kinfold.engines.vectorised import Vectorised, most_abreast
 from kinfold.engines.workers import Workers
 from kinfold.errors import InputError, unknown
 from kinfold.processes import usable_cpus
@@ -196,7 +196,9 @@ def _by_best_threads(engine: Sequential, steps: int) -> Sequential:
 
 def _crowded(name: str, job: Job, need: Need, free: float) -> bool:
     """Whether all tasks' steps at once do not fit; or, where the form is ours to choose, would leave little room."""
-    return need.of(job.tasks, job.tasks) > free or (name == "auto" and job.tasks * need.step > free / 2)
+    lane = most_abreast(job, need.parameters)
+    at_once = min(job.tasks, lane * (usable_cpus() if name == "workers" else 1))
+    return need.of(job.tasks, at_once) > free or (name == "auto" and at_once * need.step > free / 2)
 
 
 def _stacked(job: Job) -> Vectorised | str:

@@ -35,9 +35,10 @@ class Need:
         start: of every task, while the models are made: as modules, as copies of them, and in the stack.
         step: of every task that takes a step: its gradients, and what the pass forward keeps for the pass back.
         data: rows and targets that are copied to the device.
+        parameters: of every task, those that are trained.
 
     Example:
-        >>> Need(model=300, start=200, step=50, data=1000).of(tasks=10, at_once=2)
+        >>> Need(model=300, start=200, step=50, data=1000, parameters=100).of(tasks=10, at_once=2)
         4100
     """
 
@@ -45,6 +46,7 @@ class Need:
     start: int
     step: int
     data: int
+    parameters: int
 
     def of(self, tasks: int, at_once: int) -> int:
         """Returns the bytes that T tasks take, of which some take their steps at the same time."""
@@ -68,14 +70,15 @@ def needed(job: Job, free: float) -> Need | None:
         with random.seeded_everywhere(job.seed, "timing"), discarded(Sequential(first_tasks(job, 1))) as one:
             own, best = ([*stack.params.values(), *stack.buffers.values()] for stack in (one.stack, one.best))
             kept = [*own, *best, *tree_leaves([one.states, one.best_states]), *_slots(one)]
-            step = _bytes(one.stack.params.values()) + _saved(one)
+            parameters = _bytes(one.stack.params.values())
+            step = parameters + _saved(one)
     except Exception:  # the user's model, optimizer, loss or methods: the engine that is started next says what
         return None
     start = _bytes(own)
     if not (job.shared_start or isinstance(job.model, nn.Module)):
         # Modules, which are the host's, their copies, and the stack, of which one tensor after another is made twice.
         start = (3 if job.device.type == "cpu" else 2) * start + max(_bytes([value]) for value in own)
-    return Need(model=_bytes(kept), start=start, step=step, data=data)
+    return Need(model=_bytes(kept), start=start, step=step, data=data, parameters=parameters)
 
 
 def check_fits(job: Job, need: Need, free: float, at_once: int, smaller: str | None = None) -> None:

@@ -134,13 +134,17 @@ def _hands_on(node: Node, source: Node) -> bool:
 def _keep_constants(graph: Graph) -> None:
     """Computes once what is the same at every step, such as the gradient of a mean with respect to its terms.
 
-    What is handed out stays an operation: others may write to it.
+    What is handed out stays an operation, and what that is a view of: others may write to it.
     """
+    handed_out: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or (node in handed_out and _is_view(node)):
+            handed_out.update(node.all_input_nodes)
     module, constants = graph.owning_module, dict[Node, Tensor]()
     if module is None:
         return
     for node in graph.nodes:
-        if _is_constant(node, constants) and not any(user.op == "output" for user in node.users):
+        if _is_constant(node, constants) and node not in handed_out:
             given = node.args
             if node.target in _FILLED:
                 like = node.args[0].meta["val"]
@@ -161,6 +165,10 @@ def _keep_constants(graph: Graph) -> None:
     for node in unread:
         if not node.users and node.target is _aten.sum.default:
             graph.erase_node(node)
+
+
+def _is_view(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and (node.target.is_view or node.target in _RESHAPES)
 
 
 def _is_constant(node: Node, constants: Collection[Node]) -> bool:

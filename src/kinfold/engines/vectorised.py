@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from kinfold.engines.base import Job
 from kinfold.engines.lift import Lift, in_parts, stacked
 from kinfold.engines.local import LocalEngine, LossOfOne
 from kinfold.engines.recording import Gradients
@@ -22,6 +23,11 @@ _CACHED = 10 * 2**20
 
 _FEWEST = 4
 """Tasks that step together however large they are: a product for each is shared out among the threads."""
+
+
+def most_abreast(job: Job, of_one: int) -> int:
+    """Returns how many tasks step together where memory does for all, given the bytes of the parameters of one."""
+    return min(job.tasks, max(_FEWEST, _CACHED // (3 * of_one))) if job.device.type == "cpu" else job.tasks
 
 
 @final
@@ -41,15 +47,14 @@ class Vectorised(LocalEngine):
         return stacked if self.together >= self.job.tasks else in_parts(stacked, self.together)
 
     def _most_abreast(self) -> int:
-        if self.device.type != "cpu":
-            return self.job.tasks
         of_one = sum(value[0].numel() * value.element_size() for value in self.stack.params.values())
-        return max(_FEWEST, _CACHED // (3 * of_one))
+        return most_abreast(self.job, of_one)
 
     def _lanes(self) -> list[list[int]]:
         tasks = list(range(self.job.tasks))
-        if self.together >= min(self.job.tasks, self._most_abreast()):
-            return [list(lane) for lane in lanes_of(self.job.tasks, self._most_abreast())]
+        most = self._most_abreast()
+        if self.together >= most:
+            return [list(lane) for lane in lanes_of(self.job.tasks, most)]
         return [tasks[first : first + self.together] for first in range(0, len(tasks), self.together)]
 
     def _recorded(

@@ -12,7 +12,8 @@ import inspect
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise, zip_longest
 from typing import Any, TypeAlias
 
@@ -107,7 +108,7 @@ _KERNELS = ("foreach", "fused")
 """Options that choose between forms of the same step."""
 
 _CHOSEN = {"foreach": False, "fused": True}
-"""What they are set to where nobody has chosen, unless gradients are sparse."""
+"""What they are set to where nobody has chosen."""
 
 _FORMS = (("foreach", None), ("fused", None), ("capturable", False), ("differentiable", False))
 """Options of those who have chosen a form, or need one, and what they are where nobody has."""
@@ -186,17 +187,18 @@ class Updater:
                     self._step(i, self._stacks[i], own)
                 return
             self.unfuse()
-        if any(grad.is_sparse for grad in grads.values()):
-            self._leave_kernels()
         for i, t in enumerate(range(self.tasks) if tasks is None else tasks):
             self._step(t, self._rows[t], {name: grad[i] for name, grad in grads.items()})
 
     def _step(self, i: int, parameters: dict[str, nn.Parameter], grads: Params) -> None:
-        for name, grad in grads.items():
-            parameters[name].grad = _laid_out_as(parameters[name], grad)
-        step_by(self._optimizers[i], self._factors[i])  # factors that differ are never fused
-        for name in grads:
-            parameters[name].grad = None  # their memory is free for the next step's
+        optimizer = self._optimizers[i]
+        own = {name: parameter for name, parameter in parameters.items() if name in grads}
+        for name, parameter in own.items():
+            parameter.grad = _laid_out_as(parameter, grads[name])
+        with _without_kernel(optimizer) if _beyond_kernel(optimizer, own.values()) else nullcontext():
+            step_by(optimizer, self._factors[i])  # factors that differ are never fused
+        for parameter in own.values():
+            parameter.grad = None  # its memory is free for the next step's
 
     def scale(self, factors: Sequence[float]) -> None:
         """Sets what the tasks' learning rates [T] are multiplied by in the steps to come."""
@@ -435,12 +437,6 @@ class Updater:
             self._unfused()
             self.restore(*saved)
 
-    def _leave_kernels(self) -> None:
-        """Takes back what was chosen for the optimizers: no kernel takes sparse gradients."""
-        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
-            if _CHOSEN.items() <= group.items():
-                group["fused"] = False
-
     def _unfused(self) -> None:
         self._stacks = []
         self._build_rows()
@@ -553,6 +549,36 @@ def in_step(tensors: Mapping[str, Tensor], others: Sequence[Mapping[str, Any]], 
         and all(mine == own[first] for mine in own.values())
         and all(bool((torch.stack(values) == values[0]).all()) for values in counters.values())
     )
+
+
+def _beyond_kernel(optimizer: Optimizer, stepped: Collection[nn.Parameter]) -> bool:
+    """Whether torch's one kernel cannot take a step: sparse gradients, or momenta of some parameters and not of others.
+
+    The latter where a parameter has its first gradient later than others have.
+    """
+    if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in stepped):
+        return True
+    state = optimizer.state
+    if type(optimizer) is not torch.optim.SGD or len(state) in (
+        0,
+        sum(len(g["params"]) for g in optimizer.param_groups),
+    ):
+        return False
+    known = [state.get(parameter, {}).get("momentum_buffer") is not None for parameter in stepped]
+    return any(known) and not all(known)
+
+
+@contextmanager
+def _without_kernel(optimizer: Optimizer) -> Iterator[None]:
+    """Takes back for one step what was chosen; for good, and a run that is resumed would go on in another form."""
+    chosen = [group for group in optimizer.param_groups if _CHOSEN.items() <= group.items()]
+    for group in chosen:
+        group["fused"] = False
+    try:
+        yield
+    finally:
+        for group in chosen:
+            group.update(_CHOSEN)
 
 
 def _own(slot: str, value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tensor:
