@@ -12,6 +12,7 @@ from kinfold import random
 from kinfold.engines import choose_engine
 from kinfold.errors import InputError
 from kinfold.methods.base import Method, Params, State
+from kinfold.tasks.order import Segment
 
 
 class Recurrent(nn.Module):
@@ -78,6 +79,25 @@ def test_what_can_be_stacked_is(lab: SimpleNamespace) -> None:
         engine, line = choose_engine(asked, lab.make_job())
         assert (engine.name, line) == (name, None)
     assert choose_engine("auto", lab.make_job(tasks=1))[0].name == "sequential"
+
+
+class Skipping(nn.Module):
+    """Leaves a block out of half of its steps, so that the block has no gradient there (stochastic depth)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.block, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        kept = not self.training or bool(torch.rand(()) > 0.5)
+        return self.last(x + self.block(x).relu() if kept else x)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_block_may_be_left_out_by_chance(lab: SimpleNamespace, seed: int) -> None:
+    engine, _ = choose_engine("sequential", lab.make_job(model=Skipping, seed=seed))
+    assert bool(engine.train(Segment(1)).isfinite().all())
 
 
 def test_a_probe_keeps_nothing(lab: SimpleNamespace) -> None:

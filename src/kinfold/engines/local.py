@@ -1180,10 +1180,11 @@ class LocalEngine(Engine):
     def _probed_step(self, index: Int64[Tensor, "T B"]) -> tuple[Params, bool]:
         """Returns (all tasks' gradients on a batch of each, whether the global generators were drawn from).
 
-        As many tasks go at once as may.
+        As many tasks go at once as may. What some have no gradient of, as where a block of a network is left out by
+        chance, is left out.
         """
         parts, draws = [], False
-        for lane in self._lanes() if self.shrinks else [list(range(self.job.tasks))]:
+        for lane in self._lanes():
             some = Some(lane, self.stack)
             batch, states = self._batch(some.which, some.of(index)), self._states_of(some)
             with random.seeded(self.device, self.job.seed, "probe"):
@@ -1191,7 +1192,8 @@ class LocalEngine(Engine):
                 _, grads, _ = self._value_and_grads(some.stack(), batch, states, some.of(self._keys), record=False)
                 draws = draws or not all(map(torch.equal, generators, random.states(self.device)))
             parts.append(grads)
-        return {name: torch.cat([grads[name] for grads in parts]) for name in parts[0]}, draws
+        common = [name for name in parts[0] if all(name in grads for grads in parts)]
+        return {name: torch.cat([grads[name] for grads in parts]) for name in common}, draws
 
 
 def example_rows(job: Job) -> Rows:
