@@ -86,6 +86,16 @@ def test_a_recorded_run_is_the_same_run(lab: SimpleNamespace, make: Any, name: s
     lab.assert_agree(recorded, called)
 
 
+def test_a_recurrent_layer_is_recorded_in_single_precision_too(lab: SimpleNamespace) -> None:
+    """OneDNN's kernel, which keeps for the backward pass what it needs only where gradients may be asked for."""
+    job = lab.make_job(model=Recurrent, precision="float32")
+    recorded, called = lab.train(Sequential, job), lab.train(partial(unrecorded, Sequential), job)
+    assert recorded.engine._recorder._programs
+    for name, value in called.engine.stack.params.items():
+        torch.testing.assert_close(recorded.engine.stack.params[name], value)
+        assert not recorded.engine.stack.params[name].requires_grad
+
+
 @pytest.mark.parametrize("make", ENGINES)
 def test_a_recording_draws_anew_at_every_step(lab: SimpleNamespace, make: Any) -> None:
     class Noise(nn.Module):

@@ -119,8 +119,7 @@ class Recorder:
             if program is None:
                 return self._step(*arguments)
             self._programs[shapes] = program
-        with torch.no_grad():
-            return program(*tensors)
+        return program(*tensors)
 
     def refresh(self) -> bool:
         """Drops the recordings if an attribute of a module has changed since they were made; returns whether."""
@@ -183,17 +182,24 @@ def _program(step: Step, arguments: tuple[Any, ...], tensors: list[Tensor]) -> C
     if any(map(_sized_by_data, module.graph.nodes)):
         raise ValueError("a tensor's size depends on data")
     simplify(module.graph)
+    mode = torch.enable_grad if _keeps_where_differentiated(module.graph) else torch.no_grad
     for node in module.graph.nodes:
         node.meta.clear()  # they would keep the values of the recording alive
     module.recompile()
     replay, (of_grads, of_buffers) = module.forward, names
 
     def program(*given: Tensor) -> Gradients:
-        losses, *rest = replay(*given)
+        with mode():
+            losses, *rest = replay(*given)
         count = len(of_grads)
         return losses, dict(zip(of_grads, rest, strict=False)), dict(zip(of_buffers, rest[count:], strict=True))
 
     return program
+
+
+def _keeps_where_differentiated(graph: fx.Graph) -> bool:
+    """Whether an operation keeps what its backward pass wants only where gradients may be asked for: oneDNN's LSTM."""
+    return any(node.target is torch.ops.aten.mkldnn_rnn_layer.default for node in graph.nodes)
 
 
 def _sized_by_data(node: fx.Node) -> bool:
@@ -225,7 +231,7 @@ def _alike(one: Step, other: Callable[..., Gradients], arguments: tuple[Any, ...
     device = arguments[-1].device
     with random.seeded(device, "recording"), torch.enable_grad():
         expected, _ = tree_flatten(one(*arguments))
-    with random.seeded(device, "recording"), torch.no_grad():
+    with random.seeded(device, "recording"):
         given, _ = tree_flatten(other(*_tensors(*arguments)))
     return all(_close(a, b, tolerance) for a, b in zip(expected, given, strict=True))
 
