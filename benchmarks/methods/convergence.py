@@ -67,8 +67,8 @@ def steps_to(target: float, losses: Sequence[Sequence[float | None]]) -> list[fl
 
 def table(
     arms: Mapping[str, Arm], controls: Sequence[str], records: Records, seeds: int, epochs: int, target: float
-) -> str:
-    """Returns the table of all arms, each at its best rate."""
+) -> tuple[str, dict[str, list[float]]]:
+    """Returns the table of all arms, each at its best rate, and the steps that each took, by seed."""
     gaps = " | ".join(f"less {name}" for name in controls)
     lines = [
         f"| arm | rate | steps | {gaps} | loss at the end | ms a step | validation accuracy, % |",
@@ -92,7 +92,7 @@ def table(
         measured = [interval(one["losses"][-1]), f"{each:.2f}", interval(one["validation"])]
         cells = [name, f"{rates[name]:g}", interval(reached[name]), *apart, *measured]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines), reached
 
 
 def note(seeds: int, epochs: int, target: float) -> str:

@@ -1,7 +1,8 @@
 """The logarithm of softmax over few classes in contiguous memory on a CPU, by vectors of rows.
 
-Torch's kernel takes the classes of a row as a vector. Where they do not fill one, it goes number by number, at some ten
-times the cost. Legend: B rows (and tasks), C classes.
+Torch's kernel takes the classes of a row as a vector. Where they do not fill one, it goes number by number.
+
+Legend: B rows (and tasks), C classes.
 """
 
 import torch

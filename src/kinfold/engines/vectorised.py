@@ -34,8 +34,7 @@ def most_abreast(job: Job, of_one: int) -> int:
 class Vectorised(LocalEngine):
     """All tasks take a step together, or as many of them as memory and a CPU's caches hold.
 
-    Lane after lane then takes all steps of a segment. Measured for networks of two hidden layers, 64 tasks take 14 %
-    less time in lanes of 16 or 32 at 128 units a layer, and 20 to 30 % less in lanes of 4 at 384 and 768.
+    Lane after lane then takes all steps of a segment.
     """
 
     name = "vectorised"
