@@ -37,12 +37,12 @@ from kinfold.comparing.comparison import fit_arguments
 from kinfold.comparing.statistics import Paired, holm, interval, paired_t
 from kinfold.comparing.table import markdown
 from kinfold.data.base import Dataset
-from kinfold.fitting import carry_out
+from kinfold.engines.sequential import Sequential
 from kinfold.methods import CropFlipCutout
 from kinfold.methods.base import Method, State
 from kinfold.models import ResNet
 from kinfold.result import model_outputs
-from kinfold.run import Progress
+from kinfold.run import Event, Progress, run
 from kinfold.splits import RowInfo, Splits, Splitter, Stratified
 from kinfold.transfer import PAPA, Nothing, PAPAAll, Rule
 
@@ -120,8 +120,9 @@ def train(rule: Rule, start: str, seed: int) -> dict[str, Any]:
         methods=[OwnOrder(), CropFlipCutout(padding=SIDE // 8)],
     )
     assembled = assemble({**given, "transfer": rule, "seed": seed})
-    job = assembled.job
-    result, engine = carry_out(assembled, patience=None, engine="sequential", listen=lambda event: None)
+    job, test, events = assembled.job, torch.from_numpy(sample.test), list[Event]()
+    engine, progress = Sequential(job), Progress.start(job, rule)
+    run(engine, job, rule, progress, epochs=EPOCHS, patience=None, unsealed=~test, listen=events.append)
     engine.snapshot(torch.ones(T, dtype=torch.bool))  # the last epoch, in place of the best
     members = tuple(engine.export(t) for t in range(T))
 
@@ -131,7 +132,7 @@ def train(rule: Rule, start: str, seed: int) -> dict[str, Any]:
     def outputs(model: nn.Module, rows: Bool[Tensor, " N"]) -> Float[Tensor, "m C"]:
         return model_outputs(model, job.inputs, rows.nonzero().flatten())
 
-    test, validation = torch.from_numpy(sample.test), job.validation[0]
+    validation = job.validation[0]
     finished = Finished(
         job=job,
         progress=replace(Progress.start(job, rule), best=engine.score()),
@@ -143,7 +144,7 @@ def train(rule: Rule, start: str, seed: int) -> dict[str, Any]:
     greedy = GreedySoup().build(finished, {})
     logits = torch.stack([outputs(member, test) for member in members])
     each = [accuracy(one, test) for one in logits]
-    periods = [event for event in result.history if event["event"] == "period"]
+    periods = [event for event in events if event["event"] == "period"]
     best = each[int(np.argmax([finished.overall(member) for member in members]))]
     return {
         "members": each,
@@ -153,7 +154,7 @@ def train(rule: Rule, start: str, seed: int) -> dict[str, Any]:
         "ensemble": accuracy(logits.mean(0), test),
         "apart": apart(members),
         "train_loss": periods[-1]["train_loss"],
-        "seconds": result.cost["train_seconds"],
+        "seconds": progress.train_seconds,
     }
 
 

@@ -65,7 +65,7 @@ def trained(model: Any, data: Data, *, seeds: int = 1, **given: Any) -> Trained:
         del arguments[name]
     began = time.process_time()
     assembled = assemble(arguments)
-    result, models = carry_out(assembled, patience=None, engine=engine, members=lambda result: range(seeds))
+    result, models = carry_out(assembled, patience=None, rescue=0, engine=engine, members=lambda result: range(seeds))
     seconds = (time.process_time() - began) / seeds
     return Trained(models, result.scores.own.tolist(), assembled.job.train, assembled.job.validation, seconds)
 

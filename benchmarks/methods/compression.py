@@ -92,6 +92,7 @@ def train(cell: Cell, model: Any, *methods: Method, seeds: int, engine: str = "v
     result, models = carry_out(
         assembled,
         patience=None,
+        rescue=0,
         engine=engine,
         listen=lambda event: None,
         members=lambda result: range(seeds),
