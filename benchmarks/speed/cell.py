@@ -21,6 +21,7 @@ from work import STRUCTURES, make_work
 
 LONGEST_BLOCK = 16  # steps
 SETTLED = 48  # steps after which every contestant has recorded or compiled what it will
+SETTLING = 20.0  # seconds that this may take
 LIMITS = {"limit": Limit, "limit-together": partial(Limit, shared_out=False)}
 
 
@@ -57,7 +58,7 @@ def warm_up(contestant: Contestant, seconds: float, limit: float) -> int:
     block = 1
     while block < LONGEST_BLOCK and 8 * block * step <= seconds:
         block *= 2
-    for _ in range(max(1, math.ceil(min(SETTLED, seconds / step) / block))):
+    for _ in range(max(1, math.ceil(min(SETTLED, max(seconds, SETTLING) / step) / block))):
         timed(contestant, block)  # compiled for this length, too
     return block
 

@@ -37,13 +37,28 @@ def max_pool_backward(
                   [0., 0.]]]])
     """
     of_pairs, of_x = torch.empty_like(pairs), torch.empty_like(x)
-    _divide(grad, pairs[..., ::2, :], pairs[..., 1::2, :], of_pairs[..., ::2, :], of_pairs[..., 1::2, :])
-    _divide(of_pairs, x[..., ::2], x[..., 1::2], of_x[..., ::2], of_x[..., 1::2])
+    divide(grad, pairs[..., ::2, :], pairs[..., 1::2, :], of_pairs[..., ::2, :], of_pairs[..., 1::2, :])
+    divide(of_pairs, x[..., ::2], x[..., 1::2], of_x[..., ::2], of_x[..., 1::2])
     return of_x
 
 
-def _divide(grad: Tensor, first: Tensor, second: Tensor, to_first: Tensor, to_second: Tensor) -> None:
-    """Gives the gradient of each maximum to the second where that is larger, else to the first."""
-    second_has = torch.ops.aten.threshold_backward.default(grad, second - first, 0)
-    to_second.copy_(second_has)
+def divide(grad: Tensor, first: Tensor, second: Tensor, to_first: Tensor, to_second: Tensor) -> None:
+    """Gives the gradient of each maximum to the second where that is larger, else to the first.
+
+    Args:
+        grad: with respect to the maxima.
+        first: of those compared.
+        second: the others.
+        to_first: is written.
+        to_second: is written.
+
+    Example:
+        >>> first, second = torch.empty(2), torch.empty(2)
+        >>> divide(torch.ones(2), torch.tensor([0.0, 3.0]), torch.tensor([1.0, 2.0]), first, second)
+        >>> first, second
+        (tensor([0., 1.]), tensor([1., 0.]))
+    """
+    second_has = second - first
+    torch.ops.aten.threshold_backward.grad_input(grad, second_has, 0, grad_input=second_has)
+    to_second.copy_(second_has)  # by itself: the kernel before is slow to write to every other number
     torch.sub(grad, second_has, out=to_first)

@@ -6,7 +6,6 @@ them counts; and torch's max pooling takes as long there as the convolutions bes
 the product before it.
 """
 
-import operator
 from collections.abc import Collection
 from typing import Any, TypeGuard
 
@@ -15,8 +14,9 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from kinfold.engines import products
 from kinfold.engines.few_classes import log_softmax, log_softmax_backward
-from kinfold.engines.pooling import max_pool, max_pool_backward
+from kinfold.engines.simplify_images import simplify_images
 
 _aten = torch.ops.aten
 _IDENTITIES = frozenset({_aten.detach.default, _aten.alias.default})
@@ -43,6 +43,12 @@ _BINDINGS: dict[Any, Any] = {
     _aten._log_softmax_backward_data.default: torch._log_softmax_backward_data,
 }
 """The same operations by a shorter way from Python."""
+
+_PRODUCTS: dict[Any, Any] = {
+    _aten.mm.default: products.mm,
+    _aten.addmm.default: products.addmm,
+}
+"""Those that oneDNN is the faster for, on some processors. Stacked ones are not: MKL shares these out to threads."""
 
 _METHODS = {
     _aten.view.default: "view",
@@ -102,21 +108,19 @@ def simplify(graph: Graph) -> None:
                 graph.erase_node(source)
         elif _is_transposed(node) and _is_only_here(source, _aten.bmm.default):
             _transpose_factors(graph, node, source)
-        elif node.target is _aten.max_pool2d_with_indices.default:
-            _pool_by_rows(graph, node, source)
         elif node.target is _aten._log_softmax.default:
             _take_few_classes_by_rows(node, source)
         elif node.target is _aten._log_softmax_backward_data.default and node.args[1].target is log_softmax:
             node.target, node.args = log_softmax_backward, node.args[:2]
-    for node in list(graph.nodes):
-        if node.target is max_pool:
-            _pool_before_rectifying(graph, node)
+    simplify_images(graph)
     if pure:
         _keep_constants(graph)
     overwritten: set[Node] = set()
     for node in list(graph.nodes):
         _overwrite(node, overwritten)
     for node in graph.nodes:
+        if node.target in _PRODUCTS and _is_large_product(node):
+            node.target = _PRODUCTS[node.target]
         if node.target in _METHODS:
             node.op, node.target = "call_method", _METHODS[node.target]
         node.target = _BINDINGS.get(node.target, node.target)
@@ -222,57 +226,6 @@ def _overwrite(node: Node, overwritten: set[Node]) -> None:
         node.target, node.kwargs = _aten.threshold_backward.grad_input, {"grad_input": node.args[0]}
 
 
-def _pool_by_rows(graph: Graph, node: Node, x: Node) -> None:
-    """Puts a faster form in the place of max pooling of 2×2, where the memory is what that form is for."""
-    value, indices = x.meta["val"], [user for user in node.users if user.args[1] == 1]
-    backward = [user for index in indices for user in index.users]
-    even = value.ndim == 4 and value.shape[2] % 2 == 0 and value.shape[3] % 2 == 0
-    known = all(user.target is _aten.max_pool2d_with_indices_backward.default for user in backward)
-    kernel, *given = node.args[1:]
-    stride, *rest = given or [[]]
-    halves = kernel == [2, 2] and stride in ([], [2, 2]) and rest == [[0, 0], [1, 1], False][: len(rest)]
-    if not (known and even and halves and not node.kwargs):
-        return
-    if value.device.type != "cpu" or not value.is_contiguous():
-        return
-    node.target, node.args = max_pool, (x,)
-    for user in backward:
-        with graph.inserting_before(user):
-            pairs = graph.call_function(operator.getitem, (node, 1))
-        user.target, user.args = max_pool_backward, (user.args[0], x, pairs)
-    for index in indices:
-        graph.erase_node(index)
-
-
-def _pool_before_rectifying(graph: Graph, pool: Node) -> None:
-    """Rectifies what max pooling leaves, a quarter as many numbers; and so on the way back."""
-    rectified = pool.args[0]
-    if not (isinstance(rectified, Node) and rectified.target is _aten.relu.default):
-        return
-    back = [user for user in rectified.users if user.target is max_pool_backward]
-    masks = [user for one in back for user in one.users]
-    if rectified.users.keys() != {pool, *back, *masks} or len(back) > 1 or len(masks) != len(back):
-        return
-    if any(mask.target is not _aten.threshold_backward.default or mask.args != (*back, rectified, 0) for mask in masks):
-        return
-    (x,) = rectified.args
-    maxima = next(user for user in pool.users if user.args[1] == 0)
-    with graph.inserting_after(maxima):
-        positive = graph.call_function(_aten.relu_.default, (maxima,))
-    positive.meta = dict(maxima.meta)
-    maxima.replace_all_uses_with(positive, delete_user_cb=lambda user: user is not positive)
-    pool.args = (x,)
-    for one, mask in zip(back, masks, strict=True):
-        grad, _, pairs = one.args
-        with graph.inserting_before(one):
-            masked = graph.call_function(_aten.threshold_backward.default, (grad, positive, 0))
-        masked.meta = dict(maxima.meta)
-        one.args = (masked, x, pairs)
-        mask.replace_all_uses_with(one)
-        graph.erase_node(mask)
-    graph.erase_node(rectified)
-
-
 def _take_few_classes_by_rows(node: Node, x: Node) -> None:
     """Puts a faster form in the place of the logarithm of softmax over fewer classes than fill a vector."""
     value, last = x.meta["val"], x.meta["val"].ndim - 1
@@ -282,6 +235,19 @@ def _take_few_classes_by_rows(node: Node, x: Node) -> None:
     if value.device.type != "cpu" or not value.is_contiguous() or node.meta["val"].dtype != value.dtype:
         return
     node.target, node.args = log_softmax, (x,)
+
+
+def _is_large_product(node: Node) -> bool:
+    """Whether matrices are such that oneDNN multiplies them faster than MKL."""
+    *bias, first, second = (part.meta["val"] for part in node.args if isinstance(part, Node))
+    plain = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in (first, second))
+    if not (plain and products.halves_vectors() and not node.kwargs and all(value.ndim == 1 for value in bias)):
+        return False
+    return all(map(_is_dense, (first, second))) and first.shape[-2:].numel() * second.shape[-1] >= products.LEAST
+
+
+def _is_dense(matrices: Tensor) -> bool:
+    return matrices.is_contiguous() or matrices.mT.is_contiguous()
 
 
 def _is_transposed(node: Any) -> TypeGuard[Node]:
