@@ -373,14 +373,15 @@ class LocalEngine(Engine):
     def _orders(self, period: int) -> list[Int64[Tensor, " n"]]:
         unlabelled = self._unlabelled
         orders = row_orders(self.job.seed, period, self.job.train, unlabelled)
-        for i, method in self.chain.at("draw"):
+        drawing = list(self.chain.at("draw"))
+        for i, method in drawing:
             keys = [random.key(self.job.seed, "draw", self._first + t, period, i) for t in range(self.job.tasks)]
             orders = [
                 method.draw(order, {name: value[t].cpu() for name, value in self.states[i].items()}, keys[t])
                 for t, order in enumerate(orders)
             ]
         pool = self.job.train if unlabelled is None else self.job.train | unlabelled
-        for t, order in enumerate(orders):
+        for t, order in enumerate(orders if drawing else []):
             if not len(order) or not bool(pool[t][order].all()):
                 t += self._first
                 raise RunError(f"methods: of task {t}'s own rows, a draw must return some, and no others.")

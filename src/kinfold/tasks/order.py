@@ -6,6 +6,7 @@ serve all tasks. Legend: T tasks, N rows.
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
@@ -37,7 +38,8 @@ def row_orders(
     """
     order = random.permutation(random.key(seed, "order", period), train.shape[1])
     pool = train if unlabelled is None else train | unlabelled
-    return [order[pool[t][order]][: int(train[t].sum())] for t in range(len(train))]
+    rows = torch.split(order[pool[:, order].nonzero()[:, 1]], pool.sum(1).tolist())
+    return list(rows) if unlabelled is None else [own[:n] for own, n in zip(rows, train.sum(1).tolist(), strict=True)]
 
 
 def steps_in(rows: int, batch_size: int) -> int:

@@ -237,26 +237,29 @@ def stack_models(
         InputError: the modules differ in their parameters, or none is trainable.
     """
     distinct = list(dict.fromkeys(starts))
-    modules = [copy.deepcopy(start).to(device=device, dtype=dtype) for start in distinct]
     index = torch.tensor([distinct.index(start) for start in starts])
+    module = copy.deepcopy(distinct[0]).to(device=device, dtype=dtype)
+
+    def placed(value: Tensor) -> Tensor:
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
 
     def stacked(rows: Sequence[Mapping[str, Tensor]]) -> Params:
         shapes = [{name: value.shape for name, value in row.items()} for row in rows]
         if any(shape != shapes[0] for shape in shapes):
             raise InputError("model: the factory's modules differ in structure; every task must train the same one.")
-        found = {name: torch.stack([row[name].detach() for row in rows]) for name in rows[0]}
+        found = {name: placed(torch.stack([row[name].detach() for row in rows])) for name in rows[0]}
         return found if len(rows) == len(starts) else {name: value[index] for name, value in found.items()}
 
-    named = [dict(module.named_parameters()) for module in modules]
+    named = [dict(start.named_parameters()) for start in distinct]
     params = stacked([{n: p for n, p in row.items() if p.requires_grad} for row in named])
-    buffers = stacked([dict(module.named_buffers()) for module in modules])
+    buffers = stacked([dict(start.named_buffers()) for start in distinct])
     fixed = [{n: p for n, p in row.items() if not p.requires_grad} for row in named]
     if not params:
         raise InputError("model: it has no trainable parameters (all have requires_grad=False, or there are none).")
-    if apart or len(modules) > 1:
-        return TaskStack(modules[0], params, {}, {**stacked(fixed), **buffers})
-    frozen = {name: value.detach()[None].expand(len(starts), *value.shape) for name, value in fixed[0].items()}
-    return TaskStack(modules[0], params, frozen, buffers)
+    if apart or len(distinct) > 1:
+        return TaskStack(module, params, {}, {**stacked(fixed), **buffers})
+    frozen = {n: placed(value.detach())[None].expand(len(starts), *value.shape) for n, value in fixed[0].items()}
+    return TaskStack(module, params, frozen, buffers)
 
 
 def _channels_last(stacked: Float[Tensor, "T O I H W"]) -> Float[Tensor, "T O I H W"]:
