@@ -106,7 +106,7 @@ def install(clock: Clock) -> None:
                 setattr(owner, function, clock.timed(name, vars(owner)[function]))
 
     for engine in (LocalEngine, Workers):
-        around(engine, "training", "train")
+        around(engine, "training", "train", "steps")  # the first to ask draws the order of a period's rows
         around(engine, "evaluation", "score", "snapshot")
     around(loop._Transfers, "transfer", "_transfer")
     around(loop._Transfers, "logging", "_tell", "tell_of_period")
@@ -207,11 +207,11 @@ def table(found: dict[tuple[str, str, str], list[dict[str, float]]]) -> list[str
 ABOUT = """# What a run costs besides training
 
 A period is one epoch, scored, logged and checkpointed. Medians over the runs, in percent of the training time of the
-same run; quartiles in brackets. `evaluation` is scoring on the validation rows and keeping best snapshots, `transfer`
-planning, trying and applying what the rule asks for, `loop` the rest of the loop; `beside` is processor time of the
-thread that writes checkpoints, which takes nothing from training where a core is free, and is in no sum. A run's
-`set-up` (data, splits, audit, trying the model) and `end` (scores of all models on all validation sets, estimate,
-report) are paid once, whatever the number of epochs.
+same run, to which the drawing of the order of its rows belongs; quartiles in brackets. `evaluation` is scoring on the
+validation rows and keeping best snapshots, `transfer` planning, trying and applying what the rule asks for, `loop` the
+rest of the loop; `beside` is processor time of the thread that writes checkpoints, which takes nothing from training
+where a core is free, and is in no sum. A run's `set-up` (data, splits, audit, trying the model) and `end` (scores of
+all models on all validation sets, estimate, report) are paid once, whatever the number of epochs.
 
 Scoring every epoch on a fifth of the rows is a forward pass over a quarter as many rows as are trained on: 8 % of the
 operations of training, where a step is three forward passes. So the evaluation alone can be above 5 %, and a rule that

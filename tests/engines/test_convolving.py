@@ -63,6 +63,11 @@ def test_gradients_of_a_convolution_are_torchs(
         assert torch.equal(ours, torchs)
 
 
+def draws(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    draw = random.generator(0, "test")
+    return [torch.randn(shape, generator=draw, dtype=dtype) for shape in shapes]
+
+
 def recorded(function: Callable[..., list[Tensor]], *given: Tensor) -> tuple[GraphModule, set[object]]:
     module = make_fx(function)(*given)
     simplify(module.graph)
@@ -98,10 +103,8 @@ def test_pooling_becomes_channels_where_that_is_the_same_and_faster(
     given = dict(options)
     dtype, layout = given.pop("dtype", torch.float32), given.pop("layout", torch.contiguous_format)
     biased, rectified, data, read = (given.pop(k, k != "read") for k in ("biased", "rectified", "data", "read"))
-    draw = random.generator(0, "test")
-    x = torch.randn(4, *row, generator=draw, dtype=dtype).to(memory_format=layout)
-    weight = torch.randn(6, row[0] // given.get("groups", 1), 5, 5, generator=draw, dtype=dtype)
-    bias = torch.randn(6, generator=draw, dtype=dtype)
+    x, weight, bias = draws((4, *row), (6, row[0] // given.get("groups", 1), 5, 5), (6,), dtype=dtype)
+    x = x.to(memory_format=layout)
 
     def gradients(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
         at = [
@@ -119,10 +122,11 @@ def test_pooling_becomes_channels_where_that_is_the_same_and_faster(
     assert_alike(module.forward(x, weight, bias), gradients(x, weight, bias))
 
 
-def test_a_convolution_that_only_looks_stays() -> None:
-    x, weight = torch.ones(4, 1, 12, 12), torch.ones(6, 1, 5, 5)
-    _, targets = recorded(lambda x, weight: [F.max_pool2d(F.conv2d(x, weight), 2)], x, weight)
-    assert convolve_and_pool not in targets
+def test_a_convolution_that_only_looks_is_taken_too() -> None:
+    x, weight = draws((4, 1, 12, 12), (6, 1, 5, 5))
+    module, targets = recorded(lambda x, weight: [F.max_pool2d(F.conv2d(x, weight).relu(), 2)], x, weight)
+    assert convolve_and_pool in targets
+    assert_alike(module.forward(x, weight), [F.max_pool2d(F.conv2d(x, weight).relu(), 2)])
 
 
 @pytest.mark.parametrize(
@@ -138,8 +142,7 @@ def test_a_convolution_that_only_looks_stays() -> None:
 def test_images_take_the_place_of_channels_where_these_are_few(
     shape: tuple[int, ...], kernel: int, padding: int, taken: bool
 ) -> None:
-    draw = random.generator(0, "test")
-    given = torch.randn(shape, generator=draw), torch.randn(4, shape[1], kernel, kernel, generator=draw)
+    given = draws(shape, (4, shape[1], kernel, kernel))
 
     def gradients(x: Tensor, weight: Tensor) -> list[Tensor]:
         at = [x.detach().requires_grad_(), weight.detach().requires_grad_()]

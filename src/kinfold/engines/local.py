@@ -31,7 +31,7 @@ from kinfold.engines.captured import Captures, MakeGraph, Pass, cuda_graphs
 from kinfold.engines.lift import Lift, detached
 from kinfold.engines.moves import layers_of
 from kinfold.engines.proposals import Donors, Here, Proposal
-from kinfold.engines.recording import Gradients, recorder_of
+from kinfold.engines.recording import Gradients, looker_of, recorder_of
 from kinfold.engines.seen import Seen
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
@@ -121,6 +121,9 @@ class LocalEngine(Engine):
         self.layers = layers_of(self.stack.params, self.stack.buffers)
         self._keys = torch.stack([random.key(job.seed, "method", first + t) for t in range(job.tasks)]).to(self.device)
         self._recorder = recorder_of(job, self.stack.module, self._eager)
+        self._looker = looker_of(job, self.stack.module, self._look)
+        chunk = self._evaluation_rows()
+        self._often = {chunk, *(len(own) % chunk for own in self._own)}  # rows of passes that come again and again
         self.threads: int | None = None
         self.goes_back = self.shrinks and self.device.type == "cuda"  # a CPU's system kills, and raises nothing
         self.returns = False
@@ -681,12 +684,25 @@ class LocalEngine(Engine):
     def _outputs_of(self, stack: TaskStack, t: int, x: Rows) -> Float[Tensor, "m C"]:
         """Outputs of one of the models."""
         own = [{name: value[t] for name, value in part.items()} for part in (stack.params, stack.frozen, stack.buffers)]
-        return _two_axes(forward(self.stack.module, own[0], own[1], own[2], x)[0]).to(self.dtype)
+        count = len(x[0] if isinstance(x, tuple) else x)
+        nobody = torch.zeros(count, dtype=torch.int64, device=self.device)
+        batch = Batch(x, nobody, nobody)
+        _, _, seen = self._looker(own[0], own[1], own[2], batch, [], self._keys[t], "look", count in self._often)
+        return seen["outputs"]
+
+    def _look(
+        self, params: Params, frozen: Params, buffers: Params, batch: Batch, states: list[State], key: Int64[Tensor, ""]
+    ) -> Gradients:
+        """A pass of one task that has no loss, of which come outputs [m, C]."""
+        del states
+        outputs = _two_axes(forward(self.stack.module, params, frozen, buffers, batch.x)[0]).to(self.dtype)
+        return torch.zeros_like(key, dtype=self.dtype), {}, {"outputs": outputs}
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Within, models are evaluated."""
         self.stack.module.eval()
+        self._looker.refresh()
         # Seeded, since a model may draw even in eval mode, and the caller's random state is not ours to move.
         seeded = random.seeded(self.device, self.job.seed, "evaluate")
         with ended_processes_named(), torch.no_grad(), seeded, self._autocast():

@@ -53,12 +53,15 @@ def divide(grad: Tensor, first: Tensor, second: Tensor, to_first: Tensor, to_sec
         to_second: is written.
 
     Example:
-        >>> first, second = torch.empty(2), torch.empty(2)
-        >>> divide(torch.ones(2), torch.tensor([0.0, 3.0]), torch.tensor([1.0, 2.0]), first, second)
+        >>> first, second = torch.empty(1, 2), torch.empty(1, 2)
+        >>> divide(torch.ones(1, 2), torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 2.0]]), first, second)
         >>> first, second
-        (tensor([0., 1.]), tensor([1., 0.]))
+        (tensor([[0., 1.]]), tensor([[1., 0.]]))
     """
-    second_has = second - first
+    # The kernel that passes on what is positive is slow to write to every other number or row.
+    whole = to_second[0].is_contiguous()
+    second_has = torch.sub(second, first, out=to_second) if whole else second - first
     torch.ops.aten.threshold_backward.grad_input(grad, second_has, 0, grad_input=second_has)
-    to_second.copy_(second_has)  # by itself: the kernel before is slow to write to every other number
+    if not whole:
+        to_second.copy_(second_has)
     torch.sub(grad, second_has, out=to_first)

@@ -164,6 +164,15 @@ def recorder_of(job: Job, model: nn.Module, step: Step) -> Recorder:
     return Recorder(step, (model, *job.methods), _TOLERANCE[job.precision], home.partition(".")[0] == "torch")
 
 
+def looker_of(job: Job, model: nn.Module, look: Step) -> Recorder:
+    """Returns what records passes that only look, where that pays: on a CPU, of models that pool their maxima.
+
+    Of other models a recorded pass is the same operations, and saves less than it costs to make.
+    """
+    pools = any(isinstance(layer, nn.MaxPool2d) for layer in model.modules())
+    return Recorder(look, (model,), _TOLERANCE[job.precision], job.device.type == "cpu" and pools)
+
+
 def _program(step: Step, arguments: tuple[Any, ...], tensors: list[Tensor]) -> Callable[..., Gradients]:
     """Returns the recording, a function of the tensors alone."""
     leaves, structure = tree_flatten(arguments)

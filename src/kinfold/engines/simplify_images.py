@@ -115,18 +115,18 @@ def _convolve_for_pooling(graph: Graph, pool: Node, convolution: Node) -> None:
     ends = [user for one in back for user in one.users]
     if x.meta["val"].shape[1] > _FEW_INPUTS or any(one.target is not max_pool_backward for one in back):
         return
-    if len(back) != 1 or len(ends) != 1 or ends[0].target is not _aten.convolution_backward.default:
+    if len(ends) != len(back) or any(end.target is not _aten.convolution_backward.default for end in ends):
         return
-    if ends[0].args[:3] != (*back, x, weight) or _arguments(ends[0])[-1][:2] != [False, True]:
+    if any(end.args[:3] != (*back, x, weight) or _arguments(end)[-1][:2] != [False, True] for end in ends):
         return
-    maxima, pairs = (next(user for user in pool.users if user.args[1] == part) for part in (0, 1))
     pool.target, pool.args = convolve_and_pool, (x, weight, bias, padding)
-    with graph.inserting_before(maxima):
-        candidates = graph.call_function(operator.getitem, (pool, 1))
-    pairs.args = (pool, 2)
-    ends[0].target = convolve_and_pool_backward
-    ends[0].args = (back[0].args[0], x, weight, candidates, pairs, padding)
-    graph.erase_node(back[0])
+    for one, end in zip(back, ends, strict=True):
+        grad, _, pairs = _arguments(one)
+        pairs.args = (pool, 2)
+        with graph.inserting_before(one):
+            candidates = graph.call_function(operator.getitem, (pool, 1))
+        end.target, end.args = convolve_and_pool_backward, (grad, x, weight, candidates, pairs, padding)
+        graph.erase_node(one)
     graph.erase_node(convolution)
 
 

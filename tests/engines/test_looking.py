@@ -1,0 +1,79 @@
+"""Passes that only look, recorded where models pool."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from kinfold.data.base import TensorInputs
+from kinfold.engines import Job
+from kinfold.engines.sequential import Sequential
+from kinfold.engines.vectorised import Vectorised
+from kinfold.random import generator
+from kinfold.tasks.order import Segment
+
+ROWS = 700
+
+
+def pooling() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+
+
+@pytest.fixture
+def job(lab: SimpleNamespace) -> Job:
+    """Of pictures, with 200 validation rows a task, so that models are scored one by one."""
+    draw = generator(0, "pictures")
+    validation = torch.zeros(3, ROWS, dtype=torch.bool)
+    validation[:, 500:] = True
+    return lab.make_job(
+        model=pooling,
+        inputs=TensorInputs(torch.randn(ROWS, 1, 6, 6, generator=draw)),
+        targets=torch.randint(3, (ROWS,), generator=draw),
+        train=~validation,
+        validation=validation,
+        precision="float32",
+    )
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("make", [Sequential, Vectorised])
+def test_recorded_looks_give_what_others_give(job: Job, make: type[Sequential] | type[Vectorised]) -> None:
+    engine, plain = make(job), make(job)
+    plain._looker.possible = False
+    for one in (engine, plain):
+        one.train(Segment(1))
+        one.snapshot(torch.ones(job.tasks, dtype=torch.bool))
+    torch.testing.assert_close(engine.score(), plain.score(), rtol=1e-5, atol=1e-6)
+    rows = torch.arange(ROWS)
+    torch.testing.assert_close(engine.predict(rows, best=True), plain.predict(rows, best=True), rtol=1e-4, atol=1e-5)
+    assert not plain._looker._programs
+    assert len(engine._looker._programs) == 2  # of the validation rows, and of a whole chunk; not of what was left
+
+
+@pytest.mark.usefixtures("recorded")
+def test_looks_see_parameters_as_they_are(job: Job) -> None:
+    engine = Sequential(job)
+    before = engine.score()
+    engine.train(Segment(1))
+    assert not torch.equal(engine.score(), before)
+    assert len(engine._looker._programs) == 1
+
+
+@pytest.mark.usefixtures("recorded")
+def test_models_that_pool_nothing_are_looked_at_without(lab: SimpleNamespace, job: Job) -> None:
+    engine = Sequential(lab.make_job())
+    assert not engine._looker.possible
+    assert Sequential(job)._looker.possible
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_hook_is_called_at_every_look(job: Job) -> None:
+    engine, called = Sequential(job), []
+    engine.stack.module.register_forward_hook(lambda *_: called.append(1))
+    engine.score()
+    engine.train(Segment(1))
+    called.clear()
+    engine.score()
+    assert len(called) == job.tasks
+    assert not engine._looker._programs
