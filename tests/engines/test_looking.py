@@ -60,11 +60,10 @@ def test_looks_see_parameters_as_they_are(job: Job) -> None:
     assert len(engine._looker._programs) == 1
 
 
-@pytest.mark.usefixtures("recorded")
-def test_models_that_pool_nothing_are_looked_at_without(lab: SimpleNamespace, job: Job) -> None:
-    engine = Sequential(lab.make_job())
-    assert not engine._looker.possible
+def test_where_a_recorded_look_pays(lab: SimpleNamespace, job: Job) -> None:
     assert Sequential(job)._looker.possible
+    assert not Sequential(lab.make_job())._looker.possible
+    assert Sequential(lab.make_job(periods=200))._looker.possible
 
 
 @pytest.mark.usefixtures("recorded")

@@ -40,6 +40,9 @@ _TOLERANCE: Mapping[Precision, float] = {"float64": 1e-8, "float32": 1e-3, "bf16
 _LARGEST = 1000
 """Elements of the largest container or array whose changes are looked for."""
 
+_MANY_PASSES = 500
+"""From so many on, a recorded pass has saved what it costs to make one."""
+
 _CONSTANT = (
     *(type, enum.Enum, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
     *(torch.dtype, torch.device, torch.Size, torch.memory_format),
@@ -165,12 +168,14 @@ def recorder_of(job: Job, model: nn.Module, step: Step) -> Recorder:
 
 
 def looker_of(job: Job, model: nn.Module, look: Step) -> Recorder:
-    """Returns what records passes that only look, where that pays: on a CPU, of models that pool their maxima.
+    """Returns what records passes that only look, where that pays on a CPU.
 
-    Of other models a recorded pass is the same operations, and saves less than it costs to make.
+    It does for models that pool their maxima, which are other and faster operations then, and of all others where many
+    passes are to come: these save little more than the cost of Python.
     """
     pools = any(isinstance(layer, nn.MaxPool2d) for layer in model.modules())
-    return Recorder(look, (model,), _TOLERANCE[job.precision], job.device.type == "cpu" and pools)
+    pays = pools or job.tasks * job.periods >= _MANY_PASSES
+    return Recorder(look, (model,), _TOLERANCE[job.precision], job.device.type == "cpu" and pays)
 
 
 def _program(step: Step, arguments: tuple[Any, ...], tensors: list[Tensor]) -> Callable[..., Gradients]:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gc
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from kinfold.engines.local import UNRECORDED, LocalEngine, discarded
 from kinfold.engines.sequential import Sequential
 from kinfold.tasks.order import Segment
 
-_ROUNDS = 3
+_ROUNDS = 5
 _BLOCK_SECONDS = 0.1
 _OUT_OF_IT = 1.5  # times the best time: not timed again
 _WORTH_TIMING = 3.0  # seconds that one task's steps must take in all, for numbers of threads to be timed
@@ -43,7 +44,9 @@ class Form:
 
 
 def seconds_a_step(forms: Mapping[str, Form], job: Job) -> dict[str, float]:
-    """Returns the seconds that a step of all tasks takes in each form: the least of three blocks, taken in turns.
+    """Returns the seconds that a step of all tasks takes in each form: the median of five blocks, taken in turns.
+
+    The least would be that of a form which is fast by luck: processes wait for each other, some steps more than others.
 
     Args:
         forms: by name; one that cannot be started or stepped is left out.
@@ -58,17 +61,18 @@ def seconds_a_step(forms: Mapping[str, Form], job: Job) -> dict[str, float]:
                 blocks[name] = _Block.settled(engine)
             except Exception:  # nosec B112  # the user's model and methods, which may raise anything; memory
                 continue
-        best = dict.fromkeys(blocks, math.inf)
+        times: dict[str, list[float]] = {name: [] for name in blocks}
         for _ in range(_ROUNDS):
+            best = {name: min(found, default=0.0) for name, found in times.items()}
             least = min(best.values(), default=0.0)
-            for name in [name for name in best if best[name] == math.inf or best[name] <= _OUT_OF_IT * least]:
+            for name in [name for name in best if best[name] <= _OUT_OF_IT * least]:
                 try:
-                    best[name] = min(best[name], blocks[name].seconds() * forms[name].share)
+                    times[name].append(blocks[name].seconds() * forms[name].share)
                 except Exception:  # as above: another batch, or less memory
-                    del best[name]
+                    del times[name]
         blocks.clear()
     gc.collect()  # engines refer to themselves: their memory, on a GPU their graphs, would be free some time later
-    return best
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def best_threads(job: Job, steps: int) -> int | None:
