@@ -1,5 +1,6 @@
 """Passes that only look, recorded where models pool."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.random import generator
 from kinfold.tasks.order import Segment
+from kinfold.tasks.state import TaskStack
 
 ROWS = 700
 
@@ -33,6 +35,7 @@ def job(lab: SimpleNamespace) -> Job:
         train=~validation,
         validation=validation,
         precision="float32",
+        periods=10,
     )
 
 
@@ -62,8 +65,58 @@ def test_looks_see_parameters_as_they_are(job: Job) -> None:
 
 def test_where_a_recorded_look_pays(lab: SimpleNamespace, job: Job) -> None:
     assert Sequential(job)._looker.possible
-    assert not Sequential(lab.make_job())._looker.possible
-    assert Sequential(lab.make_job(periods=200))._looker.possible
+    assert not Sequential(dataclasses.replace(job, periods=9))._looker.possible
+    assert not Sequential(dataclasses.replace(job, precision="bf16"))._looker.possible
+    assert not Sequential(lab.make_job(periods=99))._looker.possible
+    assert Sequential(lab.make_job(periods=100))._looker.possible
+
+
+@pytest.mark.usefixtures("recorded")
+def test_other_numbers_of_rows_are_looked_at_without(job: Job) -> None:
+    engine = Sequential(job)
+    engine._scores(engine.stack, [torch.arange(200)] * job.tasks)
+    assert not engine._looker._programs
+
+
+class Halves(nn.Module):
+    """Writes to what it is given, and counts its passes in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.passes = pooling(), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        x /= 2
+        return self.inside(x)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_model_may_write_to_its_rows(job: Job) -> None:
+    assert isinstance(job.inputs, TensorInputs)
+    engine = Sequential(dataclasses.replace(job, model=Halves))
+    plain = Sequential(dataclasses.replace(job, inputs=TensorInputs(job.inputs.values / 2)))
+    plain.stack.put(torch.arange(3), renamed(engine.stack, plain.stack))
+    torch.testing.assert_close(engine.score(), plain.score(), rtol=1e-5, atol=1e-6)
+    assert engine._looker._programs
+
+
+def renamed(stack: TaskStack, like: TaskStack) -> TaskStack:
+    return dataclasses.replace(like, params=dict(zip(like.params, stack.params.values(), strict=True)))
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_model_that_changes_in_training_is_recorded_once(job: Job) -> None:
+    engine = Sequential(dataclasses.replace(job, model=Halves))
+    engine.score()
+    for period in (1, 2):
+        engine.train(Segment(period))
+        engine.score()
+    assert not engine._looker._programs
+    assert not engine.state()[1]["lookable"]
+    resumed = Sequential(dataclasses.replace(job, model=Halves))
+    resumed.restore(*engine.state())
+    assert not resumed._looker.possible
 
 
 @pytest.mark.usefixtures("recorded")

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import multiprocessing
 import os
 import re
@@ -155,6 +156,32 @@ def test_a_checkpoint_leaves_the_workers_what_they_had(lab: SimpleNamespace) -> 
         engines[0].state()
     (one, _), (other, _) = (engine.state() for engine in engines)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def together(engine: Engine) -> list[bool]:
+    return [own["fused"] for own in engine.state()[1]["optimizers"]]
+
+
+@pytest.mark.parametrize("parted", [False, True])
+def test_stacked_tasks_of_a_worker_take_one_optimizers_step(lab: SimpleNamespace, parted: bool) -> None:
+    make = partial(Workers, lab.make_job(tasks=5, optimizer=ADAM), processes=2, kind=Vectorised)
+    whole, stopped = make(), make()
+    for engine in (whole, stopped):
+        assert all(together(engine))
+        engine.train(Segment(1))
+        if parted:  # of the first two tasks, which are one worker's
+            engine.apply(Plan((Tune({"lr": torch.tensor([0.01, 0.02, math.nan, math.nan, math.nan])}),)), period=1)
+        assert together(engine) == [not parted] * 2 + [True] * 3
+    resumed = make()
+    resumed.restore(*copy.deepcopy(stopped.state()))
+    assert together(resumed) == together(whole)
+    for engine in (whole, resumed):
+        engine.train(Segment(2))
+    (one, _), (other, _) = whole.state(), resumed.state()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert together(resumed) == together(whole)
+    for engine in (whole, stopped, resumed):
+        engine.close()
 
 
 def test_a_new_schedule(lab: SimpleNamespace) -> None:

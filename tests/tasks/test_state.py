@@ -177,6 +177,17 @@ def test_take_put_and_clone():
     assert not torch.equal(copied.params["one.bias"][2], stack.params["one.bias"][2])
 
 
+def test_a_frozen_part_that_the_user_keeps_is_not_the_stacks():
+    backbone = nn.utils.skip_init(nn.Linear, 2, 2).requires_grad_(False)
+    backbone.weight.zero_()
+    backbone.bias.zero_()
+    starts = build_starts(lambda: nn.Sequential(backbone, nn.Linear(2, 2)), 3, True, seed=0)
+    stack = stack_models(starts, CPU, torch.float32)
+    assert stack_models(starts, CPU, torch.float64).frozen["0.weight"].dtype == torch.float64
+    backbone.weight.add_(1)
+    assert torch.equal(stack.frozen["0.weight"], torch.zeros(3, 2, 2))
+
+
 def test_lazy_layers_are_sized_alike_whatever_comes_first():
     def lazy():
         return nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Dropout(), nn.Linear(4, 2))

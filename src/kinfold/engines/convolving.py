@@ -97,7 +97,7 @@ def convolve_backward(
     of_weight = torch.convolution(
         x.transpose(0, 1), grad.transpose(0, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1
     )
-    return of_x, of_weight.transpose(0, 1), grad.sum((0, 2, 3))
+    return of_x, of_weight.transpose(0, 1).contiguous(), grad.sum((0, 2, 3))
 
 
 def _at_all_places(weight: Float[Tensor, "O I K L"]) -> Float[Tensor, "4*O I K+1 L+1"]:

@@ -122,8 +122,6 @@ class LocalEngine(Engine):
         self._keys = torch.stack([random.key(job.seed, "method", first + t) for t in range(job.tasks)]).to(self.device)
         self._recorder = recorder_of(job, self.stack.module, self._eager)
         self._looker = looker_of(job, self.stack.module, self._look)
-        chunk = self._evaluation_rows()
-        self._often = {chunk, *(len(own) % chunk for own in self._own)}  # rows of passes that come again and again
         self.threads: int | None = None
         self.goes_back = self.shrinks and self.device.type == "cuda"  # a CPU's system kills, and raises nothing
         self.returns = False
@@ -634,7 +632,8 @@ class LocalEngine(Engine):
             stack = self._evaluated()
             if len(unknown) < stack.tasks:
                 stack = stack.take(torch.tensor([tasks[i] for i in unknown]))
-            computed = self._outputs_on(stack, [rows[i] for i in unknown])
+            own = all(rows[i] is self._own[tasks[i]] for i in unknown)
+            computed = self._outputs_on(stack, [rows[i] for i in unknown], again=own)
             yield
             for i, on_device in zip(unknown, computed, strict=True):
                 found[i] = outputs = on_device.cpu()
@@ -650,8 +649,10 @@ class LocalEngine(Engine):
         pairs = [self.job.score(mine, own) for mine, own in zip(outputs, rows, strict=True)]
         return torch.tensor(pairs, dtype=torch.float64)
 
-    def _outputs_on(self, stack: TaskStack, rows: list[Int64[Tensor, " _"]]) -> list[Float[Tensor, "_ C"]]:
-        """Outputs of k models, each on its own rows; on their device."""
+    def _outputs_on(
+        self, stack: TaskStack, rows: list[Int64[Tensor, " _"]], again: bool = False
+    ) -> list[Float[Tensor, "_ C"]]:
+        """Outputs of k models, each on its own rows; on their device. `again`: as many are asked for every period."""
         lengths, size = [len(own) for own in rows], self._evaluation_rows()
         with self._evaluating():
             if self._apart(max(lengths)):
@@ -661,7 +662,7 @@ class LocalEngine(Engine):
                 batches = self.inputs.batches([chunk for _, chunk in chunks])
                 found: list[list[Tensor]] = [[] for _ in rows]
                 for (t, _), x in zip(chunks, batches, strict=True):
-                    found[t].append(self._outputs_of(stack, t, x))
+                    found[t].append(self._outputs_of(stack, t, x, again))
                 return [torch.cat(parts) for parts in found]
             index = torch.stack([own[torch.arange(max(lengths)) % len(own)] for own in rows])  # cycled to one length
             batches = self.inputs.batches(torch.split(index.to(self.device), size, dim=1))
@@ -681,13 +682,14 @@ class LocalEngine(Engine):
 
         return self._fitting(outputs).to(self.dtype)
 
-    def _outputs_of(self, stack: TaskStack, t: int, x: Rows) -> Float[Tensor, "m C"]:
-        """Outputs of one of the models."""
+    def _outputs_of(self, stack: TaskStack, t: int, x: Rows, again: bool = False) -> Float[Tensor, "m C"]:
+        """Outputs of one of the models. With `again`, or of as many rows as there may be, the pass is recorded."""
         own = [{name: value[t] for name, value in part.items()} for part in (stack.params, stack.frozen, stack.buffers)]
         count = len(x[0] if isinstance(x, tuple) else x)
         nobody = torch.zeros(count, dtype=torch.int64, device=self.device)
+        record = again or count == self._evaluation_rows()
         batch = Batch(x, nobody, nobody)
-        _, _, seen = self._looker(own[0], own[1], own[2], batch, [], self._keys[t], "look", count in self._often)
+        _, _, seen = self._looker(own[0], own[1], own[2], batch, [], self._keys[t], "look", record)
         return seen["outputs"]
 
     def _look(
@@ -702,7 +704,8 @@ class LocalEngine(Engine):
     def _evaluating(self) -> Iterator[None]:
         """Within, models are evaluated."""
         self.stack.module.eval()
-        self._looker.refresh()
+        if self._looker.refresh():
+            self._looker.possible = False  # or a model that changes in training would be recorded every period
         # Seeded, since a model may draw even in eval mode, and the caller's random state is not ours to move.
         seeded = random.seeded(self.device, self.job.seed, "evaluate")
         with ended_processes_named(), torch.no_grad(), seeded, self._autocast():
@@ -1002,7 +1005,7 @@ class LocalEngine(Engine):
             **{f"best_method{i}": state for i, state in enumerate(self.best_states)},
         }
         values: dict[str, Any] = {"optimizers": others, "visits": self._visits, "temperature": None}
-        values["recordable"] = self._recorder.possible
+        values["recordable"], values["lookable"] = self._recorder.possible, self._looker.possible
         values["channels_last"] = self.job.channels_last  # chosen with the engine, and kept
         values["together"] = self.fewer()  # likewise
         values["threads"] = self.threads  # sums are taken in another order by another number
@@ -1038,6 +1041,7 @@ class LocalEngine(Engine):
         self._visits, self.threads = values["visits"], values["threads"]
         self.take_fewer(values.get("together", []))  # older checkpoints do not say
         self._recorder.possible = self._recorder.possible and values["recordable"]
+        self._looker.possible = self._looker.possible and values.get("lookable", True)  # older checkpoints do not say
         self.centre = {name: value.to(self.device) for name, value in parts.get("centre", {}).items()}
         if values["temperature"] is None:
             self.forget_lesson()

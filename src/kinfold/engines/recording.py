@@ -40,8 +40,8 @@ _TOLERANCE: Mapping[Precision, float] = {"float64": 1e-8, "float32": 1e-3, "bf16
 _LARGEST = 1000
 """Elements of the largest container or array whose changes are looked for."""
 
-_MANY_PASSES = 500
-"""From so many on, a recorded pass has saved what it costs to make one."""
+_LOOKS = {True: 10, False: 100}
+"""Periods from which on a recorded look saves more than it costs to make, of models that pool their maxima or not."""
 
 _CONSTANT = (
     *(type, enum.Enum, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
@@ -118,7 +118,7 @@ class Recorder:
         if program is None:
             # An interrupt that comes upon torch while it traces may end the process, and not only the run.
             with signals_held(), random.seeded_everywhere("recording"), random.seeded(keys.device, "recording"):
-                program = self._record(arguments, tensors)
+                program = self._record(arguments)
             if program is None:
                 return self._step(*arguments)
             self._programs[shapes] = program
@@ -136,14 +136,16 @@ class Recorder:
             self._programs = {}
         return changed
 
-    def _record(self, arguments: tuple[Any, ...], tensors: list[Tensor]) -> Callable[..., Gradients] | None:
+    def _record(self, arguments: tuple[Any, ...]) -> Callable[..., Gradients] | None:
         """Returns a recording of the step, or None and gives up recording for good."""
         program = None
         try:
-            self._step(*arguments)  # what a first pass makes, such as a table of positions, is there then
+            self._step(
+                *_with_own_rows(arguments)
+            )  # what a first pass makes, such as a table of positions, is there then
             before = (_attributes(self._watched), _python_state())
             if not _hooked(self._watched):
-                program = _program(self._step, arguments, tensors)
+                program = _program(self._step, _with_own_rows(arguments))
                 others = _with_other_rows(arguments)
                 alike = all(_alike(self._step, program, given, self._tolerance) for given in (arguments, others))
                 self._seen = before[0]
@@ -168,18 +170,20 @@ def recorder_of(job: Job, model: nn.Module, step: Step) -> Recorder:
 
 
 def looker_of(job: Job, model: nn.Module, look: Step) -> Recorder:
-    """Returns what records passes that only look, where that pays on a CPU.
+    """Returns what records passes that only look, where the periods to come repay it, on a CPU.
 
-    It does for models that pool their maxima, which are other and faster operations then, and of all others where many
-    passes are to come: these save little more than the cost of Python.
+    Models that pool their maxima are other and faster operations then; of others little more than the cost of Python is
+    saved. Other tasks change nothing, or a task's scores would hang on them.
     """
     pools = any(isinstance(layer, nn.MaxPool2d) for layer in model.modules())
-    pays = pools or job.tasks * job.periods >= _MANY_PASSES
-    return Recorder(look, (model,), _TOLERANCE[job.precision], job.device.type == "cpu" and pays)
+    pays = job.device.type == "cpu" and job.periods >= _LOOKS[pools]
+    # A replay is under the autocast of the looks, and would cast once more what the model keeps in float32.
+    return Recorder(look, (model,), _TOLERANCE[job.precision], pays and job.precision != "bf16")
 
 
-def _program(step: Step, arguments: tuple[Any, ...], tensors: list[Tensor]) -> Callable[..., Gradients]:
+def _program(step: Step, arguments: tuple[Any, ...]) -> Callable[..., Gradients]:
     """Returns the recording, a function of the tensors alone."""
+    tensors = _tensors(*arguments)
     leaves, structure = tree_flatten(arguments)
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     names: list[list[str]] = []
@@ -226,6 +230,12 @@ def _sized_by_data(node: fx.Node) -> bool:
     return any(mask.meta["val"].dtype in (torch.bool, torch.uint8) for mask in masks)
 
 
+def _with_own_rows(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with a copy of the batch's inputs: a model may write to what it is given."""
+    *before, batch, states, keys = arguments
+    return (*before, batch._replace(x=tree_map(torch.clone, batch.x)), states, keys)
+
+
 def _with_other_rows(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments with half of each batch's rows in the place of the others."""
     *before, batch, states, keys = arguments
@@ -244,9 +254,9 @@ def _alike(one: Step, other: Callable[..., Gradients], arguments: tuple[Any, ...
     """Whether a step and its recording give the same but for rounding, drawing the same."""
     device = arguments[-1].device
     with random.seeded(device, "recording"), torch.enable_grad():
-        expected, _ = tree_flatten(one(*arguments))
+        expected, _ = tree_flatten(one(*_with_own_rows(arguments)))
     with random.seeded(device, "recording"):
-        given, _ = tree_flatten(other(*_tensors(*arguments)))
+        given, _ = tree_flatten(other(*_tensors(*_with_own_rows(arguments))))
     return all(_close(a, b, tolerance) for a, b in zip(expected, given, strict=True))
 
 

@@ -286,7 +286,9 @@ def joined_states(parts: Sequence[EngineState], shares: Sequence[slice]) -> Engi
     tensors |= {f"optimizer/{key}": value for key, value in optimizers.items()}
     values = {**values, "optimizers": others, "visits": sum(own["visits"] for _, own in parts)}
     values["together"] = [count for _, own in parts for count in own["together"]]
-    return tensors, {**values, "recordable": all(own["recordable"] for _, own in parts)}
+    for verdict in ("recordable", "lookable"):
+        values[verdict] = all(own[verdict] for _, own in parts)
+    return tensors, values
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -68,9 +68,10 @@ class Workers(Sharing):
         whole.best = _shared_stack(whole.best)
         whole.states = [_shared(state) for state in whole.states]
         whole.seen = _shared_seen(whole.seen)
-        whole.updater.unfuse()  # one form for all, however the tasks are shared out
+        whole.updater.unfuse()  # the shares may be at different points
         super().__init__(job, kind, whole, usable_cpus() if processes is None else processes)
         self._workers: list[_Worker] = []
+        self._together = [kind.fuse] * job.tasks  # whose optimizers are, or are to be, those of a worker's whole lane
         # At exit it is left to `multiprocessing`, which knows whose processes they are: this process may be forked.
         weakref.finalize(self, _end, self._workers).atexit = False
 
@@ -91,11 +92,13 @@ class Workers(Sharing):
         tensors, values = self._whole.state()
         if self._workers:
             self._whole.updater.restore({}, values["optimizers"])  # the workers have them; twice is once too often
+        self._mark(values["optimizers"])
         return tensors, {**values, "visits": self._visits}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         _end(self._workers)  # those that come after them are told
         self._whole.restore(tensors, values)
+        self._together = [own["fused"] for own in values["optimizers"]]
         self._visits = self._whole.visits()
 
     def close(self) -> None:
@@ -184,13 +187,21 @@ class Workers(Sharing):
 
     def _fetch(self) -> None:
         if self._workers:
-            self._whole.updater.restore(*joined(self._tell(optimizers_of, [()] * len(self._shares)), self._shares))
+            tensors, values = joined(self._tell(optimizers_of, [()] * len(self._shares)), self._shares)
+            self._together = [own["fused"] for own in values]
+            self._whole.updater.restore(tensors, values)
 
     def _hand_over(self) -> None:
         if self._workers:
             tensors, values = self._whole.updater.state()
+            self._mark(values)
             self._tell(take_optimizers, [share_of(tensors, values, tasks) for tasks in self._shares])
             self._whole.updater.restore({}, values)
+
+    def _mark(self, values: list[dict[str, Any]]) -> None:
+        """Notes whose optimizers go on together, if a plan has not parted them: sums are then those of before."""
+        for own, together in zip(values, self._together, strict=True):
+            own["fused"] = together
 
 
 # -- in a worker -----------------------------------------------------------------------------------------------------

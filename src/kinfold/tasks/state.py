@@ -2,7 +2,7 @@
 
 A row view `nn.Parameter(stack[t])` shares the stack's memory, so ordinary optimizers step it in place, and the
 same numbers are one tensor program over the stack. `.to(dtype)` on a view would silently end the sharing, so
-device and precision are settled before stacking.
+device and precision are settled as the stack is made.
 """
 
 import copy
@@ -240,8 +240,8 @@ def stack_models(
     index = torch.tensor([distinct.index(start) for start in starts])
     module = copy.deepcopy(distinct[0]).to(device=device, dtype=dtype)
 
-    def placed(value: Tensor) -> Tensor:
-        return value.to(device, dtype if value.is_floating_point() else value.dtype)
+    def placed(value: Tensor) -> Tensor:  # as `nn.Module.to` does it
+        return value.to(device, dtype if value.is_floating_point() or value.is_complex() else None)
 
     def stacked(rows: Sequence[Mapping[str, Tensor]]) -> Params:
         shapes = [{name: value.shape for name, value in row.items()} for row in rows]
@@ -258,7 +258,8 @@ def stack_models(
         raise InputError("model: it has no trainable parameters (all have requires_grad=False, or there are none).")
     if apart or len(distinct) > 1:
         return TaskStack(module, params, {}, {**stacked(fixed), **buffers})
-    frozen = {n: placed(value.detach())[None].expand(len(starts), *value.shape) for n, value in fixed[0].items()}
+    own = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
+    frozen = {name: value[None].expand(len(starts), *value.shape) for name, value in own.items()}
     return TaskStack(module, params, frozen, buffers)
 
 
