@@ -1,7 +1,9 @@
 """Passes that only look, recorded where models pool."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from kinfold.data.base import TensorInputs
 from kinfold.engines import Job
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
+from kinfold.engines.workers import Workers
 from kinfold.random import generator
 from kinfold.tasks.order import Segment
 from kinfold.tasks.state import TaskStack
@@ -74,8 +77,17 @@ def test_where_a_recorded_look_pays(lab: SimpleNamespace, job: Job) -> None:
 @pytest.mark.usefixtures("recorded")
 def test_other_numbers_of_rows_are_looked_at_without(job: Job) -> None:
     engine = Sequential(job)
-    engine._scores(engine.stack, [torch.arange(200)] * job.tasks)
+    engine._scores(engine.stack, [torch.arange(200)] * job.tasks, [0, 1, 2])
     assert not engine._looker._programs
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_candidate_that_is_the_task_scores_as_the_task(job: Job) -> None:
+    engine = Sequential(job)
+    own = engine.score()
+    rows = [mask.nonzero().flatten() for mask in job.validation]
+    assert torch.equal(engine._scores(engine.stack, rows, [0, 1, 2]), own)
+    assert engine._looker._programs
 
 
 class Halves(nn.Module):
@@ -99,6 +111,8 @@ def test_a_model_may_write_to_its_rows(job: Job) -> None:
     plain.stack.put(torch.arange(3), renamed(engine.stack, plain.stack))
     torch.testing.assert_close(engine.score(), plain.score(), rtol=1e-5, atol=1e-6)
     assert engine._looker._programs
+    rows = torch.arange(ROWS)
+    torch.testing.assert_close(engine.predict(rows, best=True), plain.predict(rows, best=True), rtol=1e-4, atol=1e-5)
 
 
 def renamed(stack: TaskStack, like: TaskStack) -> TaskStack:
@@ -106,17 +120,30 @@ def renamed(stack: TaskStack, like: TaskStack) -> TaskStack:
 
 
 @pytest.mark.usefixtures("recorded")
-def test_a_model_that_changes_in_training_is_recorded_once(job: Job) -> None:
+def test_a_model_that_changes_in_training_is_looked_at_without(job: Job) -> None:
     engine = Sequential(dataclasses.replace(job, model=Halves))
-    engine.score()
     for period in (1, 2):
         engine.train(Segment(period))
         engine.score()
     assert not engine._looker._programs
-    assert not engine.state()[1]["lookable"]
-    resumed = Sequential(dataclasses.replace(job, model=Halves))
-    resumed.restore(*engine.state())
-    assert not resumed._looker.possible
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("make", [Sequential, partial(Workers, processes=2)])
+def test_verdicts_survive_a_checkpoint(job: Job, make: Any) -> None:
+    engine = make(dataclasses.replace(job, model=Halves))
+    assert engine.state()[1]["recordable"]
+    engine.train(Segment(1))
+    tensors, values = engine.state()
+    assert not values["recordable"]
+    resumed = make(dataclasses.replace(job, model=Halves))
+    resumed.restore(tensors, {**values, "lookable": False})
+    verdicts = resumed.state()[1]
+    resumed.score()
+    assert not resumed.state()[1]["recordable"]
+    assert not verdicts["lookable"]
+    engine.close()
+    resumed.close()
 
 
 @pytest.mark.usefixtures("recorded")

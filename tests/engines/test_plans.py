@@ -304,12 +304,13 @@ def test_a_trial_scores_what_would_be_scored_after_it(lab: SimpleNamespace, make
     engine = ready(lab, make, methods=(Anchored(),))
     everywhere = torch.ones_like(engine.job.validation)
     rows = [mask.nonzero().flatten() for mask in everywhere]
-    own = engine._scores(engine._evaluated(), rows)
+    everyone = list(range(engine.job.tasks))
+    own = engine._scores(engine._evaluated(), rows, everyone)
     outcome = engine.apply(Plan((onto(1, 1, 1),), trial=everywhere), period=2)
     lab.assert_close(outcome.before[0], own[0])
     lab.assert_close(outcome.after[0], own[1])
     for t in outcome.accepted.nonzero().flatten().tolist():
-        lab.assert_close(engine._scores(engine._evaluated(), rows)[t], own[1])
+        lab.assert_close(engine._scores(engine._evaluated(), rows, everyone)[t], own[1])
 
 
 class Stamped(Method):

@@ -188,6 +188,22 @@ def test_a_frozen_part_that_the_user_keeps_is_not_the_stacks():
     assert torch.equal(stack.frozen["0.weight"], torch.zeros(3, 2, 2))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "complex_dtype"), [(torch.float32, torch.complex64), (torch.float64, torch.complex128)]
+)
+def test_complex_numbers_stay_complex(dtype, complex_dtype):
+    class Turns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.by = nn.Parameter(torch.tensor([1j, 2.0]))
+            self.register_buffer("phase", torch.tensor([1j]))
+
+    stack = stack_models(build_starts(Turns, 2, False, seed=0), CPU, dtype)
+    for value in (stack.params["by"], stack.buffers["phase"], stack.module.by, stack.module.phase):
+        assert value.dtype == complex_dtype
+    assert torch.equal(stack.params["by"].imag, torch.tensor([[1.0, 0.0]] * 2, dtype=dtype))
+
+
 def test_lazy_layers_are_sized_alike_whatever_comes_first():
     def lazy():
         return nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Dropout(), nn.Linear(4, 2))

@@ -632,8 +632,7 @@ class LocalEngine(Engine):
             stack = self._evaluated()
             if len(unknown) < stack.tasks:
                 stack = stack.take(torch.tensor([tasks[i] for i in unknown]))
-            own = all(rows[i] is self._own[tasks[i]] for i in unknown)
-            computed = self._outputs_on(stack, [rows[i] for i in unknown], again=own)
+            computed = self._outputs_on(stack, [rows[i] for i in unknown], [tasks[i] for i in unknown])
             yield
             for i, on_device in zip(unknown, computed, strict=True):
                 found[i] = outputs = on_device.cpu()
@@ -641,18 +640,20 @@ class LocalEngine(Engine):
                     self.seen.put(tasks[i], outputs)
         return self._scores_of([outputs for outputs in found if outputs is not None], rows)
 
-    def _scores(self, stack: TaskStack, rows: list[Int64[Tensor, " _"]]) -> Float[Tensor, "k 2"]:
-        """Each of k models on its own rows."""
-        return self._scores_of([outputs.cpu() for outputs in self._outputs_on(stack, rows)], rows)
+    def _scores(self, stack: TaskStack, rows: list[Int64[Tensor, " _"]], tasks: list[int]) -> Float[Tensor, "k 2"]:
+        """Each of k models, which are some tasks' or are to be, on its own rows."""
+        return self._scores_of([outputs.cpu() for outputs in self._outputs_on(stack, rows, tasks)], rows)
 
     def _scores_of(self, outputs: list[Float[Tensor, "_ C"]], rows: list[Int64[Tensor, " _"]]) -> Float[Tensor, "k 2"]:
         pairs = [self.job.score(mine, own) for mine, own in zip(outputs, rows, strict=True)]
         return torch.tensor(pairs, dtype=torch.float64)
 
     def _outputs_on(
-        self, stack: TaskStack, rows: list[Int64[Tensor, " _"]], again: bool = False
+        self, stack: TaskStack, rows: list[Int64[Tensor, " _"]], tasks: list[int]
     ) -> list[Float[Tensor, "_ C"]]:
-        """Outputs of k models, each on its own rows; on their device. `again`: as many are asked for every period."""
+        """Outputs of k models, which are some tasks' or are to be, each on its own rows; on their device."""
+        # Of a candidate as of the task as it stands, or rounding would tell apart what is the same.
+        again = [torch.equal(own, self._own[t]) for own, t in zip(rows, tasks, strict=True)]
         lengths, size = [len(own) for own in rows], self._evaluation_rows()
         with self._evaluating():
             if self._apart(max(lengths)):
@@ -662,7 +663,7 @@ class LocalEngine(Engine):
                 batches = self.inputs.batches([chunk for _, chunk in chunks])
                 found: list[list[Tensor]] = [[] for _ in rows]
                 for (t, _), x in zip(chunks, batches, strict=True):
-                    found[t].append(self._outputs_of(stack, t, x, again))
+                    found[t].append(self._outputs_of(stack, t, x, again[t]))
                 return [torch.cat(parts) for parts in found]
             index = torch.stack([own[torch.arange(max(lengths)) % len(own)] for own in rows])  # cycled to one length
             batches = self.inputs.batches(torch.split(index.to(self.device), size, dim=1))
@@ -683,11 +684,12 @@ class LocalEngine(Engine):
         return self._fitting(outputs).to(self.dtype)
 
     def _outputs_of(self, stack: TaskStack, t: int, x: Rows, again: bool = False) -> Float[Tensor, "m C"]:
-        """Outputs of one of the models. With `again`, or of as many rows as there may be, the pass is recorded."""
+        """Outputs of one of the models. A pass is recorded with `again`, or of as many rows as there may be."""
         own = [{name: value[t] for name, value in part.items()} for part in (stack.params, stack.frozen, stack.buffers)]
         count = len(x[0] if isinstance(x, tuple) else x)
         nobody = torch.zeros(count, dtype=torch.int64, device=self.device)
-        record = again or count == self._evaluation_rows()
+        # Steps of a model that changes in training are not recorded: its looks would be recorded every period.
+        record = self._recorder.possible and (again or count == self._evaluation_rows())
         batch = Batch(x, nobody, nobody)
         _, _, seen = self._looker(own[0], own[1], own[2], batch, [], self._keys[t], "look", record)
         return seen["outputs"]
@@ -704,8 +706,7 @@ class LocalEngine(Engine):
     def _evaluating(self) -> Iterator[None]:
         """Within, models are evaluated."""
         self.stack.module.eval()
-        if self._looker.refresh():
-            self._looker.possible = False  # or a model that changes in training would be recorded every period
+        self._looker.refresh()
         # Seeded, since a model may draw even in eval mode, and the caller's random state is not ours to move.
         seeded = random.seeded(self.device, self.job.seed, "evaluate")
         with ended_processes_named(), torch.no_grad(), seeded, self._autocast():
@@ -750,7 +751,7 @@ class LocalEngine(Engine):
     def _tell_row_losses(self) -> None:
         """Tells the methods that ask how each task does on its own training rows."""
         rows = [mask.nonzero().flatten() for mask in self.job.train]
-        for t, outputs in enumerate(self._outputs_on(self._evaluated(), rows)):
+        for t, outputs in enumerate(self._outputs_on(self._evaluated(), rows, list(range(self.job.tasks)))):
             losses = self.job.objective.row_losses(outputs.cpu(), self.job.targets[rows[t]])
             for i, method in self.chain.at("row_losses"):
                 own = {name: value[t] for name, value in self.states[i].items()}
@@ -801,7 +802,7 @@ class LocalEngine(Engine):
         if proposal.trial is not None and len(which):
             rows = [mask.nonzero().flatten() for mask in proposal.trial[which]]
             before[which] = self._present_scores(which.tolist(), rows)
-            after[which] = self._scores(self._evaluated(candidate, states).take(which), rows)
+            after[which] = self._scores(self._evaluated(candidate, states).take(which), rows, which.tolist())
             accepted = touched & better(after[:, 0], after[:, 1], before[:, 0], before[:, 1], by=self.job.better)
         taken = accepted.nonzero().flatten()
         self.seen.forget(taken.tolist())
@@ -992,6 +993,15 @@ class LocalEngine(Engine):
     def visits(self) -> int:
         return self._visits
 
+    def verdicts(self) -> dict[str, bool]:
+        """Returns whether steps, and passes that look, are recorded, as far as is known."""
+        return {"recordable": self._recorder.possible, "lookable": self._looker.possible}
+
+    def judge(self, verdicts: dict[str, Any]) -> None:
+        """Takes over what was found to be impossible."""
+        self._recorder.possible &= verdicts["recordable"]
+        self._looker.possible &= verdicts.get("lookable", True)  # older checkpoints do not say
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         moments, others = self.updater.state()
         parts = {
@@ -1005,7 +1015,7 @@ class LocalEngine(Engine):
             **{f"best_method{i}": state for i, state in enumerate(self.best_states)},
         }
         values: dict[str, Any] = {"optimizers": others, "visits": self._visits, "temperature": None}
-        values["recordable"], values["lookable"] = self._recorder.possible, self._looker.possible
+        values |= self.verdicts()
         values["channels_last"] = self.job.channels_last  # chosen with the engine, and kept
         values["together"] = self.fewer()  # likewise
         values["threads"] = self.threads  # sums are taken in another order by another number
@@ -1040,8 +1050,7 @@ class LocalEngine(Engine):
         self.updater.restore(parts.get("optimizer", {}), values["optimizers"])
         self._visits, self.threads = values["visits"], values["threads"]
         self.take_fewer(values.get("together", []))  # older checkpoints do not say
-        self._recorder.possible = self._recorder.possible and values["recordable"]
-        self._looker.possible = self._looker.possible and values.get("lookable", True)  # older checkpoints do not say
+        self.judge(values)
         self.centre = {name: value.to(self.device) for name, value in parts.get("centre", {}).items()}
         if values["temperature"] is None:
             self.forget_lesson()
@@ -1404,10 +1413,8 @@ def _followed(donors: Donors, learn: Bool[Tensor, " T"], name: str, slot: str, m
 
 
 def _at(x: Rows, index: Int64[Tensor, " m"]) -> Rows:
-    """Some of the rows; all of them are not copied."""
-    if isinstance(x, tuple):
-        return tuple(part if len(index) == len(part) else part[index] for part in x)
-    return x if len(index) == len(x) else x[index]
+    """A copy of some of the rows: a model may write to what it is given."""
+    return tuple(part[index] for part in x) if isinstance(x, tuple) else x[index]
 
 
 def _two_axes(output: Tensor) -> Float[Tensor, "B C"]:

@@ -93,7 +93,9 @@ class Workers(Sharing):
         if self._workers:
             self._whole.updater.restore({}, values["optimizers"])  # the workers have them; twice is once too often
         self._mark(values["optimizers"])
-        return tensors, {**values, "visits": self._visits}
+        for verdicts in self._tell(LocalEngine.verdicts, [()] * len(self._shares)):
+            self._whole.judge(verdicts)
+        return tensors, {**values, **self._whole.verdicts(), "visits": self._visits}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         _end(self._workers)  # those that come after them are told
@@ -183,6 +185,7 @@ class Workers(Sharing):
         engine = self._kind(self._job_of(tasks), whole.stack.rows(tasks), tasks.start, states=states)
         engine.best = whole.best.rows(tasks)
         engine.seen = whole.seen.tasks(tasks)
+        engine.judge(whole.verdicts())
         return engine
 
     def _fetch(self) -> None:

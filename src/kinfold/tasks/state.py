@@ -238,10 +238,12 @@ def stack_models(
     """
     distinct = list(dict.fromkeys(starts))
     index = torch.tensor([distinct.index(start) for start in starts])
-    module = copy.deepcopy(distinct[0]).to(device=device, dtype=dtype)
 
-    def placed(value: Tensor) -> Tensor:  # as `nn.Module.to` does it
-        return value.to(device, dtype if value.is_floating_point() or value.is_complex() else None)
+    def placed(value: Tensor) -> Tensor:  # `nn.Module.to` would take complex numbers' imaginary parts away
+        of = dtype if value.is_floating_point() else dtype.to_complex() if value.is_complex() else value.dtype
+        return value.to(device, of)
+
+    module = copy.deepcopy(distinct[0])._apply(placed)  # type: ignore[no-untyped-call]
 
     def stacked(rows: Sequence[Mapping[str, Tensor]]) -> Params:
         shapes = [{name: value.shape for name, value in row.items()} for row in rows]

@@ -546,7 +546,7 @@ def in_step(tensors: Mapping[str, Tensor], others: Sequence[Mapping[str, Any]], 
     own = {t: {name: value for name, value in others[t].items() if name != "fused"} for t in tasks}
     return (
         all(mine == slots[first] for mine in slots.values())
-        and all(mine == own[first] for mine in own.values())
+        and all(_equal(mine, own[first]) for mine in own.values())
         and all(bool((torch.stack(values) == values[0]).all()) for values in counters.values())
     )
 
@@ -622,6 +622,14 @@ def _same(one: Slots, other: Slots) -> bool:
         return a == b
 
     return one is other or (one.keys() == other.keys() and all(alike(value, other[key]) for key, value in one.items()))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two tasks' values are the same; those of a user's schedule may have tensors or arrays in them."""
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):  # of several numbers it cannot be said in one word
+        return False
 
 
 def _parts(schedule: LRScheduler) -> list[LRScheduler]:
