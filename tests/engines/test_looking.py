@@ -58,6 +58,17 @@ def test_recorded_looks_give_what_others_give(job: Job, make: type[Sequential] |
 
 
 @pytest.mark.usefixtures("recorded")
+def test_predictions_take_whole_chunks_where_most_of_them_is_unknown(job: Job) -> None:
+    engine, plain = Sequential(job), Sequential(job)
+    plain._looker.possible = False
+    rows = torch.arange(ROWS)
+    known = [one.score() for one in (engine, plain)]  # of the last 200 rows, 12 of which are in the first 512
+    torch.testing.assert_close(engine.predict(rows), plain.predict(rows), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*known, rtol=1e-5, atol=1e-6)
+    assert len(engine._looker._programs) == 2
+
+
+@pytest.mark.usefixtures("recorded")
 def test_looks_see_parameters_as_they_are(job: Job) -> None:
     engine = Sequential(job)
     before = engine.score()
