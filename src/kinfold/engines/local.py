@@ -374,15 +374,16 @@ class LocalEngine(Engine):
     def _orders(self, period: int) -> list[Int64[Tensor, " n"]]:
         unlabelled = self._unlabelled
         orders = row_orders(self.job.seed, period, self.job.train, unlabelled)
-        drawing = list(self.chain.at("draw"))
-        for i, method in drawing:
+        if not self.chain.has("draw"):
+            return orders
+        for i, method in self.chain.at("draw"):
             keys = [random.key(self.job.seed, "draw", self._first + t, period, i) for t in range(self.job.tasks)]
             orders = [
                 method.draw(order, {name: value[t].cpu() for name, value in self.states[i].items()}, keys[t])
                 for t, order in enumerate(orders)
             ]
         pool = self.job.train if unlabelled is None else self.job.train | unlabelled
-        for t, order in enumerate(orders if drawing else []):
+        for t, order in enumerate(orders):
             if not len(order) or not bool(pool[t][order].all()):
                 t += self._first
                 raise RunError(f"methods: of task {t}'s own rows, a draw must return some, and no others.")
@@ -703,7 +704,7 @@ class LocalEngine(Engine):
     ) -> Gradients:
         """A pass of one task that has no loss, of which come outputs [m, C]."""
         del states
-        outputs = _two_axes(forward(self.stack.module, params, frozen, buffers, batch.x)[0]).to(self.dtype)
+        outputs, _ = self._forward(params, frozen, buffers, batch.x)
         return torch.zeros_like(key, dtype=self.dtype), {}, {"outputs": outputs}
 
     @contextmanager

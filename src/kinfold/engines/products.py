@@ -1,8 +1,8 @@
 """Matrix products by oneDNN, on processors whose vectors MKL uses by half.
 
 PyTorch multiplies float32 matrices by MKL, which takes AVX-512 on Intel's processors alone. On others that have it
-oneDNN, which PyTorch brings for convolutions, needs half of the time where matrices are large enough to outweigh its
-slower calls.
+oneDNN, which PyTorch brings for convolutions, is the faster where matrices are large enough to outweigh its slower
+calls.
 
 Legend: M, K and N the heights and widths of factors.
 """

@@ -140,9 +140,8 @@ class Recorder:
         """Returns a recording of the step, or None and gives up recording for good."""
         program = None
         try:
-            self._step(
-                *_with_own_rows(arguments)
-            )  # what a first pass makes, such as a table of positions, is there then
+            # What a first pass makes, such as a table of positions, is there then.
+            self._step(*_with_own_rows(arguments))
             before = (_attributes(self._watched), _python_state())
             if not _hooked(self._watched):
                 program = _program(self._step, _with_own_rows(arguments))
