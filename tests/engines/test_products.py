@@ -54,9 +54,8 @@ def test_a_layer_by_onednn_is_torchs(halved: bool) -> None:
     [
         (((64, 40), (12, 40), (12,)), torch.float32),
         (((64, 400), (120, 400), (120,)), torch.float64),
-        (((2, 64, 400), (120, 400), (120,)), torch.float64),
     ],
-    ids=["small", "float64", "stacked"],
+    ids=["small", "float64"],
 )
 def test_others_stay_with_mkl(
     shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -64,6 +63,14 @@ def test_others_stay_with_mkl(
     monkeypatch.setattr(products, "halves_vectors", lambda: True)
     targets = {node.target for node in recorded(draws(*shapes, dtype=dtype)).graph.nodes}
     assert targets.isdisjoint({products.mm, products.addmm})
+
+
+def test_stacked_products_stay_with_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "halves_vectors", lambda: True)
+    given = draws((2, 64, 400), (2, 400, 120))
+    module = make_fx(torch.bmm)(*given)
+    simplify(module.graph)
+    assert [node.target for node in module.graph.nodes if node.op == "call_function"] == [torch.bmm]
 
 
 @pytest.mark.parametrize(

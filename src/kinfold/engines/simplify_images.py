@@ -1,7 +1,7 @@
 """Convolutions and pooling of a recorded step, in forms that suit a CPU better than torch's.
 
 Torch's max pooling takes as long there as the convolutions beside it, and these leave vectors empty where there are few
-channels. The forms are held to torch's by tests; which shapes they are taken for was measured.
+channels. The forms are held to torch's by tests; the shapes they are taken for were tried on one processor.
 """
 
 import operator
