@@ -2,7 +2,7 @@
 
 Products: of every linear, convolutional and recurrent layer the forward product, the gradient with respect to the
 weight and, but for the first layer, with respect to the input; each in the fastest of several forms. These are a loop
-over the models by `torch.mm` and by oneDNN, their stack and, for convolutions, PyTorch's own calls, by all threads
+over the models and their stack, by `torch.mm` and by oneDNN, and, for convolutions, PyTorch's own calls, by all threads
 together; and the same by one thread for its share of the models, as if threads did not hinder each other, which is what
 processes come close to. Operands, and results where the form can, lie in memory that is there already. Copies: what the
 optimizer reads and writes, and the batch. What a network does between its layers counts nothing.
@@ -21,6 +21,8 @@ import torch
 from contestants import Contestant
 from torch import Tensor, nn
 from work import BATCH, Work
+
+from kinfold.engines import products
 
 Call: TypeAlias = Callable[[], object]
 
@@ -196,7 +198,7 @@ def _forms(layer: Product | Convolution, T: int, make: Callable[..., Tensor]) ->
     if isinstance(layer, Product):
         yield from _product_forms(layer, T, make)
         return
-    for i in range(3):  # each product by the same kind of form
+    for i in range(4):  # each product by the same kind of form
         yield partial(_in_turn, [_last_up_to(i, _product_forms(product, T, make)) for product in layer.products()])
     for layout in (torch.contiguous_format, torch.channels_last):
         yield partial(_in_turn, [_convolution_form(layer, make, layout)] * T)
@@ -219,16 +221,18 @@ def _product_forms(product: Product, T: int, make: Callable[..., Tensor]) -> Ite
         for _ in range(product.times):
             torch.bmm(left, right, out=result)
 
-    def by_onednn() -> None:
-        for _ in range(product.times):
-            for t in range(T):
-                torch.ops.mkldnn._linear_pointwise(left[t % held], right[t % held].mT, None, "none", [], "")
+    forms = [loop, stack] if held == T else [loop]
+    yield from forms
+    if result.device.type == "cpu" and products.halves_vectors():
+        yield from (partial(_by_onednn, form) for form in forms)
 
-    yield loop
-    if result.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        yield by_onednn  # which may be twice as fast as the library behind `torch.mm`
-    if held == T:
-        yield stack
+
+def _by_onednn(form: Call) -> None:
+    """Multiplies float32 by oneDNN, which on some processors is twice as fast as the library behind `torch.mm`."""
+    setting: Any = torch.backends.mkldnn.matmul
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
+    form()
+    setting.fp32_precision = before
 
 
 def _last_up_to(i: int, forms: Iterator[Call]) -> Call:

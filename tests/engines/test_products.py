@@ -1,4 +1,7 @@
-"""Large products by oneDNN, where MKL uses half of a processor."""
+"""Products by oneDNN, where MKL uses half of a processor."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +13,23 @@ from kinfold import random
 from kinfold.engines import products
 from kinfold.engines.simplify import simplify
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+SETTING = pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="needs PyTorch 2.9")
 
 
 @pytest.fixture(params=[True, False])
 def halved(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(products, "halves_vectors", lambda: request.param)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     return bool(request.param)
+
+
+@pytest.fixture
+def precision() -> Iterator[Any]:
+    """Whose settings are as they were when the test ends."""
+    setting = torch.backends.mkldnn.matmul
+    yield setting
+    setting.fp32_precision = "none"
+    torch.backends.fp32_precision = "none"
 
 
 def layer(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
@@ -31,46 +44,89 @@ def draws(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[
     return [torch.randn(shape, generator=draw, dtype=dtype) for shape in shapes]
 
 
-def recorded(given: list[Tensor]) -> GraphModule:
-    module = make_fx(layer)(*given)
+def recorded(function: Callable[..., object], given: list[Tensor]) -> GraphModule:
+    module = make_fx(function)(*given)
     simplify(module.graph)
     module.recompile()
     return module
 
 
-def test_a_layer_by_onednn_is_torchs(halved: bool) -> None:
-    given = draws((64, 400), (120, 400), (120,))
-    module = recorded(given)
-    targets = [node.target for node in module.graph.nodes]
+def product(first: Tensor, second: Tensor) -> Tensor:
+    return first @ second
+
+
+def test_large_products_are_taken(halved: bool) -> None:
+    targets = [node.target for node in recorded(layer, draws((64, 400), (120, 400), (120,))).graph.nodes]
     assert targets.count(products.addmm) == halved
     assert targets.count(products.mm) == 2 * halved
-    for ours, torchs in zip(module.forward(*given), layer(*given), strict=True):
-        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-2)
-        assert ours.stride() == torchs.stride()
 
 
 @pytest.mark.parametrize(
-    ("shapes", "dtype"),
+    ("first", "second", "threads", "taken"),
     [
-        (((64, 40), (12, 40), (12,)), torch.float32),
-        (((64, 400), (120, 400), (120,)), torch.float64),
+        ((8, 64, 64), (8, 64, 128), 1, True),
+        ((8, 64, 64), (8, 64, 128), 8, False),  # which have less to do each
+        ((8, 64, 128), (8, 128, 10), 1, True),  # ten columns take as long as sixteen
+        ((8, 64, 10), (8, 10, 128), 1, False),
     ],
-    ids=["small", "float64"],
 )
-def test_others_stay_with_mkl(
-    shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_stacked_products_are_taken_by_what_a_thread_multiplies(
+    first: tuple[int, ...], second: tuple[int, ...], threads: int, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "halves_vectors", lambda: True)
-    targets = {node.target for node in recorded(draws(*shapes, dtype=dtype)).graph.nodes}
-    assert targets.isdisjoint({products.mm, products.addmm})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    targets = [node.target for node in recorded(product, draws(first, second)).graph.nodes]
+    assert (products.bmm in targets) == taken
 
 
-def test_stacked_products_stay_with_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (draws((64, 400), (400, 120), dtype=torch.float64), "it is for float32"),
+        ([draws((800, 400))[0][::2], *draws((400, 120))], "rows that do not lie side by side would be copied"),
+    ],
+)
+def test_others_stay_with_mkl(given: list[Tensor], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "halves_vectors", lambda: True)
-    given = draws((2, 64, 400), (2, 400, 120))
-    module = make_fx(torch.bmm)(*given)
-    simplify(module.graph)
-    assert [node.target for node in module.graph.nodes if node.op == "call_function"] == [torch.bmm]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    targets = [node.target for node in recorded(product, given).graph.nodes]
+    assert products.mm not in targets, why
+
+
+@pytest.mark.skipif(not products.halves_vectors(), reason="needs a processor whose vectors MKL uses by half")
+def test_a_layer_by_onednn_is_torchs() -> None:
+    given = draws((64, 400), (120, 400), (120,))
+    exact = layer(*(value.double() for value in given))
+    for ours, torchs, best in zip(recorded(layer, given).forward(*given), layer(*given), exact, strict=True):
+        assert (ours - best).norm() < 1e-6 * best.norm()
+        assert ours.stride() == torchs.stride()
+
+
+@SETTING
+@pytest.mark.parametrize(
+    ("own", "of_all", "during"),
+    [("none", "none", "bf16"), ("ieee", "none", "bf16"), ("none", "ieee", "bf16"), ("tf32", "none", "tf32")],
+)
+def test_the_users_setting_is_kept(own: str, of_all: str, during: str, precision: Any) -> None:
+    seen = []
+
+    def multiply(first: Tensor, second: Tensor) -> Tensor:
+        seen.append(precision.fp32_precision)
+        return first @ second
+
+    torch.backends.fp32_precision = of_all
+    precision.fp32_precision = own
+    products._by_onednn(multiply, torch.ones(1, 1), torch.ones(1, 1))
+    assert seen == [during]
+    torch.backends.fp32_precision = "tf32"
+    assert precision.fp32_precision == ("tf32" if own == "none" else own)
+
+
+@SETTING
+def test_the_users_setting_is_kept_where_a_product_fails(precision: Any) -> None:
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        products._by_onednn(torch.mm, torch.ones(2, 3), torch.ones(2, 3))
+    assert precision.fp32_precision == "none"
 
 
 @pytest.mark.parametrize(
@@ -87,8 +143,16 @@ def test_which_processors_those_are(said: str, capability: str, halves: bool, mo
     monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: said)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(products, "_keeps_float32", lambda: True)
     products.halves_vectors.cache_clear()
     try:
         assert products.halves_vectors() == halves
     finally:
         products.halves_vectors.cache_clear()
+
+
+@SETTING
+def test_none_is_meant_that_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert products._keeps_float32() or not products.halves_vectors()
+    monkeypatch.setattr(products, "bmm", lambda *factors: torch.bmm(*(f.bfloat16() for f in factors)).float())
+    assert not products._keeps_float32()

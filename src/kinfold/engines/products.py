@@ -1,29 +1,52 @@
 """Matrix products by oneDNN, on processors whose vectors MKL uses by half.
 
 PyTorch multiplies float32 matrices by MKL, which takes AVX-512 on Intel's processors alone. On others that have it
-oneDNN, which PyTorch brings for convolutions, is the faster where matrices are large enough to outweigh its slower
-calls.
+oneDNN, which PyTorch brings for convolutions, takes half of the time where matrices are large enough to outweigh its
+slower calls. PyTorch hands float32 products to oneDNN where these may be rounded to bfloat16
+(`torch.backends.mkldnn.matmul.fp32_precision`), and oneDNN rounds where a processor has matrix units (AMX) for it. On
+those that are meant here there are none, and what is multiplied stays float32: it is tried once, before it is relied
+on.
 
-Legend: M, K and N the heights and widths of factors.
+Legend: T tasks; M, K and N the heights and widths of factors.
 """
 
 import functools
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LEAST = 3_000_000
-"""M·K·N from which on oneDNN's call was the faster, for all that a linear layer multiplies and with few threads."""
+from kinfold import random
+
+_LEAST = 1_000_000
+"""Multiplications of a thread from which on oneDNN's call was the faster."""
+
+_VECTOR = 16
+"""Numbers of a vector: columns of a product take as long as the next multiple of so many."""
+
+
+def is_faster(first: torch.Size, second: torch.Size) -> bool:
+    """Returns whether oneDNN multiplies factors [*T, M, K] and [*T, K, N] the faster, on this machine's threads.
+
+    Example:
+        >>> is_faster(torch.Size([64, 64]), torch.Size([64, 128]))
+        False
+    """
+    columns = -(-second[-1] // _VECTOR) * _VECTOR
+    return halves_vectors() and first.numel() * columns >= _LEAST * torch.get_num_threads()
 
 
 @functools.cache
 def halves_vectors() -> bool:
     """Returns whether MKL leaves half of this processor's vectors empty, and oneDNN can be called instead."""
     both = all(library.is_available() for library in (torch.backends.mkl, torch.backends.mkldnn))
-    return both and torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor() == "AuthenticAMD"
+    there = both and hasattr(torch.backends.mkldnn, "matmul")  # from PyTorch 2.9 on
+    meant = there and torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor() == "AuthenticAMD"
+    return meant and _keeps_float32()
 
 
 def mm(first: Float[Tensor, "M K"], second: Float[Tensor, "K N"]) -> Float[Tensor, "M N"]:
@@ -33,20 +56,52 @@ def mm(first: Float[Tensor, "M K"], second: Float[Tensor, "K N"]) -> Float[Tenso
         >>> mm(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]))
         tensor([[11.]])
     """
-    return addmm(None, first, second)
+    return _by_onednn(torch.mm, first, second)
 
 
-def addmm(
-    bias: Float[Tensor, " N"] | None, first: Float[Tensor, "M K"], second: Float[Tensor, "K N"]
-) -> Float[Tensor, "M N"]:
+def addmm(bias: Float[Tensor, " N"], first: Float[Tensor, "M K"], second: Float[Tensor, "K N"]) -> Float[Tensor, "M N"]:
     """Returns A B + bias, of each column.
 
     Example:
         >>> addmm(torch.tensor([0.5]), torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]))
         tensor([[11.5000]])
     """
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(first, second.t(), bias, "none", [], "")
-    return product
+    return _by_onednn(torch.addmm, bias, first, second)
+
+
+def bmm(first: Float[Tensor, "T M K"], second: Float[Tensor, "T K N"]) -> Float[Tensor, "T M N"]:
+    """Returns A B of each task.
+
+    Example:
+        >>> bmm(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0], [4.0]]]))
+        tensor([[[11.]]])
+    """
+    return _by_onednn(torch.bmm, first, second)
+
+
+def _by_onednn(multiply: Callable[..., Tensor], *factors: Tensor) -> Tensor:
+    """Multiplies by oneDNN, but where the user has allowed other roundings: then as they have."""
+    backend: Any = torch.backends.mkldnn  # whose types do not know of it
+    setting = backend.matmul
+    before = setting.fp32_precision
+    if before not in ("none", "ieee"):
+        return multiply(*factors)
+    setting.fp32_precision = "bf16"  # for this product alone: torch does not tell its older settings meanwhile
+    try:
+        return multiply(*factors)
+    finally:
+        setting.fp32_precision = "none"
+        if before != "none" and setting.fp32_precision != before:  # it was set here, and not for all of torch
+            setting.fp32_precision = before
+
+
+def _keeps_float32() -> bool:
+    """Whether the products of numbers that bfloat16 cannot hold come out as if multiplied in float64."""
+    draw = random.generator(0, "products")
+    first, second = (torch.rand(2, 64, 64, generator=draw) for _ in range(2))
+    exact = first.double() @ second.double()
+    given = (bmm(first, second), torch.stack([mm(*factors) for factors in zip(first, second, strict=True)]))
+    return all(torch.allclose(product.double(), exact, rtol=1e-5) for product in given)
 
 
 def _vendor() -> str:

@@ -45,10 +45,11 @@ _BINDINGS: dict[Any, Any] = {
 """The same operations by a shorter way from Python."""
 
 _PRODUCTS: dict[Any, Any] = {
+    _aten.bmm.default: products.bmm,
     _aten.mm.default: products.mm,
     _aten.addmm.default: products.addmm,
 }
-"""Those that oneDNN is the faster for, on some processors. Stacked ones are not: MKL shares these out to threads."""
+"""Those that oneDNN is the faster for, on some processors."""
 
 _METHODS = {
     _aten.view.default: "view",
@@ -239,11 +240,10 @@ def _take_few_classes_by_rows(node: Node, x: Node) -> None:
 
 def _is_large_product(node: Node) -> bool:
     """Whether matrices are such that oneDNN multiplies them faster than MKL."""
-    *bias, first, second = (part.meta["val"] for part in node.args if isinstance(part, Node))
+    *_, first, second = (part.meta["val"] for part in node.args if isinstance(part, Node))
     plain = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in (first, second))
-    if not (plain and products.halves_vectors() and not node.kwargs and all(value.ndim == 1 for value in bias)):
-        return False
-    return all(map(_is_dense, (first, second))) and first.shape[-2:].numel() * second.shape[-1] >= products.LEAST
+    dense = all(map(_is_dense, (first, second)))  # others it would copy
+    return plain and dense and not node.kwargs and products.is_faster(first.shape, second.shape)
 
 
 def _is_dense(matrices: Tensor) -> bool:
