@@ -1,7 +1,12 @@
 """The logarithm of softmax by rows, against torch's."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from kinfold.engines.few_classes import log_softmax, log_softmax_backward
@@ -52,3 +57,101 @@ def test_it_is_taken_for_many_rows_of_few_classes(
     for ours, theirs in zip(module.forward(x), losses(x), strict=True):
         torch.testing.assert_close(ours, theirs)
         assert ours.is_contiguous()
+
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+T, B, C, WIDTH = 4, 64, 7, 20
+
+
+def step(
+    loss: Loss, bias: bool = True, rectify: Callable[[Tensor], Tensor] = torch.relu
+) -> Callable[..., list[Tensor]]:
+    """A step of a stacked model of two layers, as engines record it: losses, gradients and the batch's own."""
+
+    def of_one(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        hidden = rectify(nn.functional.linear(x, params["first"]))
+        return loss(nn.functional.linear(hidden, params["last"], params.get("bias")), y)
+
+    def call(x: Tensor, y: Tensor, *values: Tensor) -> list[Tensor]:
+        params = dict(zip(["first", "last", "bias"][: 2 + bias], values, strict=False))
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        losses = torch.vmap(of_one)(leaves, x, y)
+        return [losses.detach(), *torch.autograd.grad(losses.sum(), list(leaves.values()))]
+
+    return call
+
+
+def given() -> list[Tensor]:
+    y = torch.arange(T * B).view(T, B) % C
+    return [rows(T, B, 12), y, rows(T, WIDTH, 12) / 90, rows(T, C, WIDTH) / 90, rows(T, C)]
+
+
+def recorded(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> GraphModule:
+    module = make_fx(function)(*arguments)
+    simplify(module.graph)
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def smoothed(scores: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(scores, y, label_smoothing=0.1)
+
+
+def squared(scores: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(scores, y) + scores.square().mean()
+
+
+def plain(scores: Tensor, y: Tensor) -> Tensor:
+    return -torch.log_softmax(scores, 1).gather(1, y[:, None]).mean()
+
+
+def weighted(scores: Tensor, y: Tensor) -> Tensor:
+    return -(torch.log_softmax(scores, 1).gather(1, y[:, None])[:, 0] * torch.linspace(0, 1, B)).sum()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("loss", "rectify", "turned"),
+    [
+        (plain, torch.relu, True),
+        (nn.functional.cross_entropy, torch.relu, True),
+        (weighted, torch.relu, True),
+        (smoothed, torch.relu, False),  # which reads the logarithms of all classes
+        (squared, torch.relu, False),  # which reads the scores, too
+        (plain, torch.relu_, False),  # as where a model writes to what it is given
+    ],
+    ids=["plain", "torch's", "weighted", "smoothed", "squared", "in place"],
+)
+def test_the_last_product_of_a_stack_is_turned(
+    loss: Loss, rectify: Callable[[Tensor], Tensor], turned: bool, bias: bool
+) -> None:
+    call, arguments = step(loss, bias, rectify), given()[: 4 + bias]
+    module = recorded(call, arguments)
+    logs = [node for node in module.graph.nodes if node.target in (torch._log_softmax, log_softmax)]
+    assert [node.target is torch._log_softmax and node.args[1:] == (1, False) for node in logs] == [turned]
+    for ours, torchs in zip(module.forward(*arguments), call(*arguments), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-10, atol=1e-10)
+        assert ours.is_contiguous()
+
+
+def test_what_is_turned_copies_nothing_but_once() -> None:
+    module = recorded(step(plain), given())
+    assert not any(node.target is torch.ops.aten.clone.default for node in module.graph.nodes)
+    assert all(node.users or node.op in ("output", "placeholder") for node in module.graph.nodes)
+
+
+@pytest.mark.parametrize("axes", [[1], [2], [1, 2], [-1]])
+def test_axes_that_are_taken_away_are_not_kept(axes: list[int]) -> None:
+    x = rows(3, 4, 5)
+    shape = x.sum(axes).shape
+    module = recorded(lambda x: [x.sum(axes, keepdim=True).view(shape)], [x])
+    assert [node.name for node in module.graph.nodes if node.op.startswith("call")] == ["view"]
+    assert torch.equal(module.forward(x)[0], x.sum(axes))
+
+
+def test_axes_stay_where_others_are_taken_away() -> None:
+    x = rows(3, 4, 5)
+    module = recorded(lambda x: [x.sum([1], keepdim=True).view(5, 3)], [x])
+    assert torch.equal(module.forward(x)[0], x.sum(1, keepdim=True).view(5, 3))

@@ -7,7 +7,7 @@ the product before it.
 """
 
 from collections.abc import Collection
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from kinfold.engines import products
-from kinfold.engines.few_classes import log_softmax, log_softmax_backward
+from kinfold.engines.graphs import arguments, erase_unread, is_only_here, is_transposed, turned_product
+from kinfold.engines.simplify_classes import simplify_classes
 from kinfold.engines.simplify_images import simplify_images
 
 _aten = torch.ops.aten
@@ -74,12 +75,6 @@ _FILLED = frozenset(
 _LARGEST_CONSTANT = 2**18
 """Elements of a result that is kept and not computed at each step."""
 
-_VECTOR = 64
-"""Bytes that a CPU works on at once."""
-
-_MANY_ROWS = 256
-"""From so many rows on, turning them around pays."""
-
 _RESHAPES = frozenset({_aten.view.default, _aten._unsafe_view.default, _aten.expand.default})
 
 
@@ -107,12 +102,11 @@ def simplify(graph: Graph) -> None:
             graph.erase_node(node)
             if twice and not source.users:
                 graph.erase_node(source)
-        elif _is_transposed(node) and _is_only_here(source, _aten.bmm.default):
+        elif is_transposed(node) and is_only_here(source, _aten.bmm.default):
             _transpose_factors(graph, node, source)
-        elif node.target is _aten._log_softmax.default:
-            _take_few_classes_by_rows(node, source)
-        elif node.target is _aten._log_softmax_backward_data.default and node.args[1].target is log_softmax:
-            node.target, node.args = log_softmax_backward, node.args[:2]
+        elif node.target in _RESHAPES and is_only_here(source, _aten.sum.dim_IntList):
+            _sum_without_axes(graph, node, source)
+    simplify_classes(graph, pure)
     simplify_images(graph)
     if pure:
         _keep_constants(graph)
@@ -190,22 +184,26 @@ def _is_constant(node: Node, constants: Collection[Node]) -> bool:
 
 def _transpose_factors(graph: Graph, node: Node, product: Node) -> None:
     """Turns (A B)ᵀ into Bᵀ Aᵀ: so the gradient of a linear layer lies in memory as its weight does."""
-    first, second = product.args
     with graph.inserting_before(product):
-        turned = graph.call_function(_aten.bmm.default, (_turned(graph, second), _turned(graph, first)))
-    turned.meta = dict(node.meta)
-    node.replace_all_uses_with(turned)
-    for unread in (node, product, first, second):
-        if isinstance(unread, Node) and unread.op == "call_function" and not unread.users:
-            graph.erase_node(unread)
+        node.replace_all_uses_with(turned_product(graph, product))
+    erase_unread(graph, [node])
 
 
-def _turned(graph: Graph, factor: Any) -> Any:
-    if _is_transposed(factor):
-        return factor.args[0]
-    node = graph.call_function(_aten.transpose.int, (factor, 1, 2))
-    node.meta["val"] = factor.meta["val"].transpose(1, 2)
-    return node
+def _sum_without_axes(graph: Graph, node: Node, total: Node) -> None:
+    """Leaves out axes of one that a sum keeps, where they are taken away after it."""
+    if total.kwargs or len(total.args) != 3:
+        return
+    x, axes, _ = arguments(total)
+    shape = x.meta["val"].shape
+    gone = {axis % len(shape) for axis in axes}
+    if node.meta["val"].shape == torch.Size(size for axis, size in enumerate(shape) if axis not in gone):
+        node.target, node.args = total.target, (x, axes)
+        graph.erase_node(total)
+
+
+def _turns(node: Node) -> bool:
+    """Whether a node exchanges the two axes of a matrix, or of each of several."""
+    return node.target is _aten.t.default or is_transposed(node)
 
 
 def _overwrite(node: Node, overwritten: set[Node]) -> None:
@@ -217,25 +215,14 @@ def _overwrite(node: Node, overwritten: set[Node]) -> None:
     """
     if node.target is _aten.add.Tensor and not node.kwargs:
         bias, product = node.args
-        if _is_only_here(product, _aten.bmm.default) and _form(node) == _form(product):
+        if is_only_here(product, _aten.bmm.default) and _form(node) == _form(product):
             node.target, node.args = _aten.add_.Tensor, (product, bias)
             overwritten.add(node)
     elif node.target is _aten.relu.default and overwritten.intersection(node.all_input_nodes):
         if len(node.all_input_nodes[0].users) == 1:
             node.target = _aten.relu_.default
-    elif node.target is _aten.threshold_backward.default and _is_only_here(node.args[0], _aten.bmm.default):
+    elif node.target is _aten.threshold_backward.default and is_only_here(node.args[0], _aten.bmm.default):
         node.target, node.kwargs = _aten.threshold_backward.grad_input, {"grad_input": node.args[0]}
-
-
-def _take_few_classes_by_rows(node: Node, x: Node) -> None:
-    """Puts a faster form in the place of the logarithm of softmax over fewer classes than fill a vector."""
-    value, last = x.meta["val"], x.meta["val"].ndim - 1
-    few = last > 0 and value.shape[-1] * value.element_size() < _VECTOR and value.shape[:-1].numel() >= _MANY_ROWS
-    if not (few and node.args[1:] in ((last, False), (-1, False)) and not node.kwargs):
-        return
-    if value.device.type != "cpu" or not value.is_contiguous() or node.meta["val"].dtype != value.dtype:
-        return
-    node.target, node.args = log_softmax, (x,)
 
 
 def _is_large_product(node: Node) -> bool:
@@ -248,23 +235,6 @@ def _is_large_product(node: Node) -> bool:
 
 def _is_dense(matrices: Tensor) -> bool:
     return matrices.is_contiguous() or matrices.mT.is_contiguous()
-
-
-def _is_transposed(node: Any) -> TypeGuard[Node]:
-    """Whether a node exchanges the last two of three axes."""
-    if not (isinstance(node, Node) and node.target is _aten.transpose.int and node.meta["val"].ndim == 3):
-        return False
-    return {axis % 3 for axis in node.args[1:] if isinstance(axis, int)} == {1, 2}
-
-
-def _turns(node: Node) -> bool:
-    """Whether a node exchanges the two axes of a matrix, or of each of several."""
-    return node.target is _aten.t.default or _is_transposed(node)
-
-
-def _is_only_here(node: Any, target: Any) -> TypeGuard[Node]:
-    """Whether a node is the result of an operation, and one other node alone reads it."""
-    return isinstance(node, Node) and node.target is target and len(node.users) == 1
 
 
 def _form(node: Node) -> tuple[torch.Size, torch.dtype]:

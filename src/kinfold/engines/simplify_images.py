@@ -5,14 +5,14 @@ channels. The forms are held to torch's by tests; the shapes they are taken for 
 """
 
 import operator
-from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
 from kinfold.engines.convolving import convolve_and_pool, convolve_and_pool_backward, convolve_backward
+from kinfold.engines.graphs import arguments
 from kinfold.engines.pooling import max_pool, max_pool_backward
 
 _aten = torch.ops.aten
@@ -45,7 +45,7 @@ def simplify_images(graph: Graph) -> None:
     """
     for node in list(graph.nodes):
         if node.target is _aten.max_pool2d_with_indices.default:
-            _pool_by_rows(graph, node, _arguments(node)[0])
+            _pool_by_rows(graph, node, arguments(node)[0])
     for node in list(graph.nodes):
         if node.target is max_pool:
             _pool_before_rectifying(graph, node)
@@ -110,18 +110,18 @@ def _pool_before_rectifying(graph: Graph, pool: Node) -> None:
 
 def _convolve_for_pooling(graph: Graph, pool: Node, convolution: Node) -> None:
     """Makes a convolution of data and the pooling after it one convolution of four times the channels."""
-    x, weight, bias, _, padding, *_ = _arguments(convolution)
+    x, weight, bias, _, padding, *_ = arguments(convolution)
     back = [user for user in convolution.users if user is not pool]
     ends = [user for one in back for user in one.users]
     if x.meta["val"].shape[1] > _FEW_INPUTS or any(one.target is not max_pool_backward for one in back):
         return
     if len(ends) != len(back) or any(end.target is not _aten.convolution_backward.default for end in ends):
         return
-    if any(end.args[:3] != (*back, x, weight) or _arguments(end)[-1][:2] != [False, True] for end in ends):
+    if any(end.args[:3] != (*back, x, weight) or arguments(end)[-1][:2] != [False, True] for end in ends):
         return
     pool.target, pool.args = convolve_and_pool, (x, weight, bias, padding)
     for one, end in zip(back, ends, strict=True):
-        grad, _, pairs = _arguments(one)
+        grad, _, pairs = arguments(one)
         pairs.args = (pool, 2)
         with graph.inserting_before(one):
             candidates = graph.call_function(operator.getitem, (pool, 1))
@@ -132,7 +132,7 @@ def _convolve_for_pooling(graph: Graph, pool: Node, convolution: Node) -> None:
 
 def _take_batch_for_channels(node: Node) -> None:
     """Puts a faster form in the place of a convolution's backward pass, where images fill vectors and channels not."""
-    grad, x, weight, _, *form, mask = _arguments(node)
+    grad, x, weight, _, *form, mask = arguments(node)
     images, channels, *_ = x.meta["val"].shape
     if form != [[1, 1], [0, 0], *_PLAIN] or mask[:2] != [True, True] or not _is_plain(x) or not _is_plain(grad):
         return
@@ -144,13 +144,8 @@ def _convolves_plainly(node: object) -> TypeGuard[Node]:
     """Whether a node is a convolution over height and width, of stride 1 and in one group."""
     if not (isinstance(node, Node) and node.target is _aten.convolution.default):
         return False
-    x, _, _, stride, _, *form = _arguments(node)
+    x, _, _, stride, _, *form = arguments(node)
     return stride == [1, 1] and form == list(_PLAIN) and _is_plain(x)
-
-
-def _arguments(node: Node) -> Sequence[Any]:
-    """What a node is called with, of kinds that its operation settles."""
-    return node.args
 
 
 def _is_plain(node: Node) -> bool:
