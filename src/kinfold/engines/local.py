@@ -199,7 +199,8 @@ class LocalEngine(Engine):
         self.seen.forget()
         job = self.job
         _, padded = self._period_rows(segment.period)
-        keys, drawing = random.fold_in(self._keys, segment.period), self.chain.has(*_DRAWING)
+        drawing = self.chain.has(*_DRAWING)
+        keys = random.fold_in(self._keys, segment.period) if drawing else self._keys
         self.stack.module.train()
         self._set_rates()
         if self._recorder.refresh():

@@ -12,6 +12,7 @@ import enum
 import logging
 import random as python_random
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, final
@@ -48,6 +49,10 @@ _CONSTANT = (
     *(torch.dtype, torch.device, torch.Size, torch.memory_format),
 )
 """Kinds of values that do not change."""
+
+_VALUES = (bool, int, float, complex, str, bytes, type(None))
+_CONTAINERS = frozenset({list, tuple, set, frozenset, dict, OrderedDict})
+_AS_THEY_ARE = frozenset(_VALUES)
 
 _HANDED_IN = frozenset({"_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs"})
 """Attributes of modules that hold parameters and buffers; the last two are those of recurrent layers."""
@@ -316,7 +321,13 @@ def _attributes(watched: Sequence[object]) -> Hashable:
 
 def _plain(value: Any) -> Hashable:
     """A stand-in for a value that is equal as long as the value is."""
-    if isinstance(value, (bool, int, float, complex, str, bytes, type(None), *_CONSTANT)):
+    kind = type(value)
+    if kind in _AS_THEY_ARE:  # most are, or are empty: a module has a dozen of containers for hooks
+        same: Hashable = value
+        return same
+    if kind in _CONTAINERS and not value:
+        return kind, ()
+    if isinstance(value, (*_VALUES, *_CONSTANT)):
         return value if isinstance(value, Hashable) else id(value)
     if isinstance(value, (Tensor, nn.Module)):  # a module is watched by itself
         return id(value), value._version if isinstance(value, Tensor) else 0

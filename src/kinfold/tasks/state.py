@@ -136,7 +136,10 @@ class Some:
 
     def add(self, value: Shaped[Tensor, " T"], terms: Shaped[Tensor, " k"]) -> None:
         """Adds a number to each of theirs, in place."""
-        value[self._rows] += terms
+        if self._views is None:
+            value[self._rows] += terms
+        else:
+            self.of(value).add_(terms)  # not written back to where it already is
 
     def memory_of(self, part: Params) -> list[Tensor]:
         """Returns their rows of several tensors as views, or the whole tensors where they are not neighbours."""
