@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from kinfold import random
+from kinfold.engines import simplify_images
 from kinfold.engines.convolving import convolve_and_pool, convolve_and_pool_backward, convolve_backward
 from kinfold.engines.simplify import simplify
 
@@ -84,7 +85,7 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, object], bool]] = {
     "plain": ((1, 12, 12), {"padding": 2}, True),
     "unbiased": ((3, 12, 12), {"biased": False}, True),
     "not rectified": ((3, 12, 12), {"rectified": False}, True),
-    "many inputs": ((5, 12, 12), {}, False),
+    "many inputs": ((4, 12, 12), {}, False),
     "stride": ((1, 23, 23), {"stride": 2}, False),
     "dilation": ((1, 16, 16), {"dilation": 2}, False),
     "groups": ((2, 12, 12), {"groups": 2}, False),
@@ -122,6 +123,15 @@ def test_pooling_becomes_channels_where_that_is_the_same_and_faster(
     assert_alike(module.forward(x, weight, bias), gradients(x, weight, bias))
 
 
+def test_results_that_fall_out_of_caches_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = draws((4, 1, 12, 12), (6, 1, 5, 5))
+    size = F.conv2d(x, weight).nbytes
+    for largest in (size, size + 1):
+        monkeypatch.setattr(simplify_images, "_LARGE", largest)
+        _, targets = recorded(lambda x, weight: [F.max_pool2d(F.conv2d(x, weight), 2)], x, weight)
+        assert (convolve_and_pool in targets) == (largest > size)
+
+
 def test_a_convolution_that_only_looks_is_taken_too() -> None:
     x, weight = draws((4, 1, 12, 12), (6, 1, 5, 5))
     module, targets = recorded(lambda x, weight: [F.max_pool2d(F.conv2d(x, weight).relu(), 2)], x, weight)
@@ -136,7 +146,8 @@ def test_a_convolution_that_only_looks_is_taken_too() -> None:
         ((8, 6, 9, 9), 5, 1, False),
         ((8, 6, 9, 9), 3, 0, False),
         ((8, 16, 9, 9), 5, 0, False),
-        ((65, 2, 7, 7), 5, 0, False),
+        ((65, 2, 7, 7), 5, 0, True),
+        ((513, 2, 7, 7), 5, 0, False),
     ],
 )
 def test_images_take_the_place_of_channels_where_these_are_few(

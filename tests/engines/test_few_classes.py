@@ -33,6 +33,8 @@ def test_values_and_gradients_are_torchs(shape: tuple[int, ...]) -> None:
         ((256, 10), -1, torch.float32, True),
         ((4, 64, 10), -1, torch.float32, True),
         ((4, 64, 7), 2, torch.float64, True),
+        ((256, 5), -1, torch.float32, True),
+        ((256, 4), -1, torch.float32, False),
         ((4, 64, 8), 2, torch.float64, False),
         ((256, 16), -1, torch.float32, False),
         ((255, 10), -1, torch.float32, False),

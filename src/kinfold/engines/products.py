@@ -5,7 +5,7 @@ oneDNN, which PyTorch brings for convolutions, takes half of the time where matr
 slower calls. PyTorch hands float32 products to oneDNN where these may be rounded to bfloat16
 (`torch.backends.mkldnn.matmul.fp32_precision`), and oneDNN rounds where a processor has matrix units (AMX) for it. On
 those that are meant here there are none, and what is multiplied stays float32: it is tried once, before it is relied
-on.
+on. For what shapes it is the faster was measured on one of them (benchmarks/speed/forms.md).
 
 Legend: T tasks; M, K and N the heights and widths of factors.
 """
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from kinfold import random
 
-_LEAST = 1_000_000
+_LEAST = 1_300_000
 """Multiplications of a thread from which on oneDNN's call was the faster."""
 
-_VECTOR = 16
-"""Numbers of a vector: columns of a product take as long as the next multiple of so many."""
+_VECTORS = 32
+"""Columns of a product take MKL about as long as the next multiple of so many: two vectors."""
 
 
 def is_faster(first: torch.Size, second: torch.Size) -> bool:
@@ -36,7 +36,7 @@ def is_faster(first: torch.Size, second: torch.Size) -> bool:
         >>> is_faster(torch.Size([64, 64]), torch.Size([64, 128]))
         False
     """
-    columns = -(-second[-1] // _VECTOR) * _VECTOR
+    columns = -(-second[-1] // _VECTORS) * _VECTORS
     return halves_vectors() and first.numel() * columns >= _LEAST * torch.get_num_threads()
 
 

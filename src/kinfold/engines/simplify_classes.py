@@ -3,7 +3,7 @@
 Softmax over the last axis of memory goes row by row; of fewer classes than fill a vector most of it is empty. Stacked
 models take their last product the other way around, Bᵀ Aᵀ, so that its columns are rows of the batch, and all that
 follows stays so up to the gradient's products, which read either way. What is another model's is only turned around
-before and after softmax.
+before and after softmax. For what shapes was measured on one processor (benchmarks/speed/forms.md).
 
 Legend: T tasks, B rows of a batch, C classes.
 """
@@ -21,6 +21,9 @@ _VECTOR = 64
 
 _MANY_ROWS = 256
 """From so many rows on, turning them around pays."""
+
+_FEWEST = 5
+"""Classes from which on it pays to copy them for it."""
 
 
 def simplify_classes(graph: Graph, pure: bool) -> None:
@@ -41,7 +44,7 @@ def simplify_classes(graph: Graph, pure: bool) -> None:
         if node.target is _aten._log_softmax.default and _goes_by_rows(node):
             if pure and _can_be_turned(node):
                 _turn(graph, node)
-            else:
+            elif node.meta["val"].shape[-1] >= _FEWEST:
                 _take_by_rows(node)
 
 

@@ -1,7 +1,8 @@
 """Convolutions and pooling of a recorded step, in forms that suit a CPU better than torch's.
 
 Torch's max pooling takes as long there as the convolutions beside it, and these leave vectors empty where there are few
-channels. The forms are held to torch's by tests; the shapes they are taken for were tried on one processor.
+channels. The forms are held to torch's by tests; what shapes they are taken for was measured on one processor
+(benchmarks/speed/forms.md).
 """
 
 import operator
@@ -20,8 +21,11 @@ _aten = torch.ops.aten
 _PLAIN = ([1, 1], False, [0, 0], 1)
 """Dilation, whether transposed, padding of the results and groups of an ordinary convolution."""
 
-_FEW_INPUTS = 4
+_FEW_INPUTS = 3
 """Channels, such as of pictures, that are few enough to take four times the results for less pooling."""
+
+_LARGE = 8 * 2**20
+"""Bytes of a convolution's results from which on four times the channels fall out of a CPU's caches."""
 
 _PARTLY_FILLED = 16
 """Channels from which on oneDNN's own gradient of a weight is the faster."""
@@ -29,7 +33,7 @@ _PARTLY_FILLED = 16
 _WIDE = 5
 """Height and width of a kernel from which on a convolution of many images for each channel is the faster."""
 
-_MOST_IMAGES = 64
+_MOST_IMAGES = 512
 """Images in a batch up to which it was seen to be."""
 
 
@@ -113,7 +117,9 @@ def _convolve_for_pooling(graph: Graph, pool: Node, convolution: Node) -> None:
     x, weight, bias, _, padding, *_ = arguments(convolution)
     back = [user for user in convolution.users if user is not pool]
     ends = [user for one in back for user in one.users]
-    if x.meta["val"].shape[1] > _FEW_INPUTS or any(one.target is not max_pool_backward for one in back):
+    if x.meta["val"].shape[1] > _FEW_INPUTS or convolution.meta["val"].nbytes >= _LARGE:
+        return
+    if any(one.target is not max_pool_backward for one in back):
         return
     if len(ends) != len(back) or any(end.target is not _aten.convolution_backward.default for end in ends):
         return
