@@ -2,10 +2,11 @@
 
 Products: of every linear, convolutional and recurrent layer the forward product, the gradient with respect to the
 weight and, but for the first layer, with respect to the input; each in the fastest of several forms. These are a loop
-over the models and their stack, by `torch.mm` and by oneDNN, and, for convolutions, PyTorch's own calls, by all threads
-together; and the same by one thread for its share of the models, as if threads did not hinder each other, which is what
-processes come close to. Operands, and results where the form can, lie in memory that is there already. Copies: what the
-optimizer reads and writes, and the batch. What a network does between its layers counts nothing.
+over the models and their stack, by PyTorch's calls and, where its library uses half of a processor's vectors, by
+oneDNN; and, for convolutions, PyTorch's own calls, by all threads together; and the same by one thread for its share of
+the models, as if threads did not hinder each other, which is what processes come close to. Operands, and results where
+the form can, lie in memory that is there already. Copies: what the optimizer reads and writes, and the batch. What a
+network does between its layers counts nothing.
 
 Legend: T tasks, B batch, [m, k] @ [k, n] the product of one model.
 """

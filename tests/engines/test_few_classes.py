@@ -144,13 +144,82 @@ def test_what_is_turned_copies_nothing_but_once() -> None:
     assert all(node.users or node.op in ("output", "placeholder") for node in module.graph.nodes)
 
 
+class Prior(nn.Module):
+    """Its scores are of a plain tensor and of a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.utils.skip_init(nn.Linear, 12, C, bias=False, dtype=torch.float64)
+        self.prior = rows(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prior + self.last(x)
+
+
+def picked(count: int) -> Callable[..., list[Tensor]]:
+    """Picks so many classes of each row, before the gradient's own and after."""
+
+    def call(x: Tensor, index: Tensor, weight: Tensor) -> list[Tensor]:
+        logs = torch.log_softmax(torch.bmm(x, weight), 2)
+        last = logs.detach().gather(2, index[..., :count])
+        return [last.flatten(1) + 1, logs.gather(2, index[..., :1]).sum((1, 2))]
+
+    return call
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_classes_may_be_picked_twice(count: int) -> None:
+    index = torch.arange(T * B * 2).view(T, B, 2) % C
+    arguments = [rows(T, B, 12), index, rows(T, 12, C) / 90]
+    module = recorded(picked(count), arguments)
+    for ours, torchs in zip(module.forward(*arguments), picked(count)(*arguments), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-10, atol=1e-10)
+
+
+def test_scores_may_be_of_a_plain_tensor_and_a_product() -> None:
+    model = Prior()
+    weight = rows(T, C, 12) / 90
+
+    def call(x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor]:
+        def loss(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            return plain(torch.func.functional_call(model, {"last.weight": weight}, (x,)), y)
+
+        at = weight.detach().requires_grad_()
+        losses = torch.vmap(loss)(at, x, y)
+        return [losses.detach(), *torch.autograd.grad(losses.sum(), [at])]
+
+    arguments = [*given()[:2], weight]
+    for ours, torchs in zip(recorded(call, arguments).forward(*arguments), call(*arguments), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("axes", [[1], [2], [1, 2], [-1]])
 def test_axes_that_are_taken_away_are_not_kept(axes: list[int]) -> None:
     x = rows(3, 4, 5)
     shape = x.sum(axes).shape
     module = recorded(lambda x: [x.sum(axes, keepdim=True).view(shape)], [x])
-    assert [node.name for node in module.graph.nodes if node.op.startswith("call")] == ["view"]
+    assert [node.target for node in module.graph.nodes if node.op.startswith("call")] == [torch.sum]
     assert torch.equal(module.forward(x)[0], x.sum(axes))
+
+
+def test_a_sum_stays_before_what_is_written_to_its_terms() -> None:
+    def written(x: Tensor) -> list[Tensor]:
+        y = x * 1.0
+        total = y.sum(1, keepdim=True)
+        y.clamp_(max=0)
+        return [total.view(len(x)), y]
+
+    x = -torch.ones(3, 4)
+    module = recorded(written, [x])
+    for given in (x, -x):
+        assert torch.equal(module.forward(given)[0], given.sum(1))
+
+
+def test_a_sum_of_no_axes_is_one_of_all() -> None:
+    x = rows(1, 4)
+    module = recorded(lambda x: [x.sum([], keepdim=True).expand(1, 4), x.sum([], keepdim=True).view(1, 1)], [x])
+    for ours in module.forward(x):
+        torch.testing.assert_close(ours, x.sum().expand_as(ours))
 
 
 def test_axes_stay_where_others_are_taken_away() -> None:

@@ -94,8 +94,10 @@ def test_others_stay_with_mkl(given: list[Tensor], why: str, monkeypatch: pytest
 
 
 @pytest.mark.skipif(not products.halves_vectors(), reason="needs a processor whose vectors MKL uses by half")
-def test_a_layer_by_onednn_is_torchs() -> None:
+def test_a_layer_by_onednn_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     given = draws((64, 400), (120, 400), (120,))
+    assert products.addmm in [node.target for node in recorded(layer, given).graph.nodes]
     exact = layer(*(value.double() for value in given))
     for ours, torchs, best in zip(recorded(layer, given).forward(*given), layer(*given), exact, strict=True):
         assert (ours - best).norm() < 1e-6 * best.norm()
@@ -142,7 +144,9 @@ def test_which_processors_those_are(said: str, capability: str, halves: bool, mo
     monkeypatch.setattr("pathlib.Path.is_file", lambda _: True)
     monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: said)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    for library in (torch.backends.mkl, torch.backends.mkldnn):
+        monkeypatch.setattr(library, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "matmul", None, raising=False)
     monkeypatch.setattr(products, "_keeps_float32", lambda: True)
     products.halves_vectors.cache_clear()
     try:

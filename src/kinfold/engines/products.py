@@ -80,14 +80,17 @@ def bmm(first: Float[Tensor, "T M K"], second: Float[Tensor, "T K N"]) -> Float[
 
 
 def _by_onednn(multiply: Callable[..., Tensor], *factors: Tensor) -> Tensor:
-    """Multiplies by oneDNN, but where the user has allowed other roundings: then as they have."""
-    backend: Any = torch.backends.mkldnn  # whose types do not know of it
-    setting = backend.matmul
-    before = setting.fp32_precision
+    """Multiplies by oneDNN, but where the user has allowed other roundings: then as they have.
+
+    The setting is the process's. It is as it was when the product is there; meanwhile torch does not tell, in other
+    threads either, what `torch.get_float32_matmul_precision` asks for.
+    """
+    setting: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    before = "unknown" if setting is None else setting.fp32_precision
     if before not in ("none", "ieee"):
         return multiply(*factors)
-    setting.fp32_precision = "bf16"  # for this product alone: torch does not tell its older settings meanwhile
     try:
+        setting.fp32_precision = "bf16"
         return multiply(*factors)
     finally:
         setting.fp32_precision = "none"
@@ -98,7 +101,7 @@ def _by_onednn(multiply: Callable[..., Tensor], *factors: Tensor) -> Tensor:
 def _keeps_float32() -> bool:
     """Whether the products of numbers that bfloat16 cannot hold come out as if multiplied in float64."""
     draw = random.generator(0, "products")
-    first, second = (torch.rand(2, 64, 64, generator=draw) for _ in range(2))
+    first, second = (torch.rand(2, 64, 64, generator=draw, dtype=torch.float32, device="cpu") for _ in range(2))
     exact = first.double() @ second.double()
     given = (bmm(first, second), torch.stack([mm(*factors) for factors in zip(first, second, strict=True)]))
     return all(torch.allclose(product.double(), exact, rtol=1e-5) for product in given)

@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from kinfold.engines import products
-from kinfold.engines.graphs import arguments, erase_unread, is_only_here, is_transposed, turned_product
+from kinfold.engines.graphs import arguments, erase_unread, is_only_here, is_transposed, put, turned_product
 from kinfold.engines.simplify_classes import simplify_classes
 from kinfold.engines.simplify_images import simplify_images
 
@@ -191,14 +191,15 @@ def _transpose_factors(graph: Graph, node: Node, product: Node) -> None:
 
 def _sum_without_axes(graph: Graph, node: Node, total: Node) -> None:
     """Leaves out axes of one that a sum keeps, where they are taken away after it."""
-    if total.kwargs or len(total.args) != 3:
+    if total.kwargs or len(total.args) != 3 or not arguments(total)[1]:  # of no axes: all are summed
         return
     x, axes, _ = arguments(total)
     shape = x.meta["val"].shape
-    gone = {axis % len(shape) for axis in axes}
+    gone = {axis % max(1, len(shape)) for axis in axes}
     if node.meta["val"].shape == torch.Size(size for axis, size in enumerate(shape) if axis not in gone):
-        node.target, node.args = total.target, (x, axes)
-        graph.erase_node(total)
+        with graph.inserting_before(total):  # what is summed may be written to before it is looked at
+            node.replace_all_uses_with(put(graph, total.target, (x, axes), node.meta["val"]))
+        erase_unread(graph, [node])
 
 
 def _turns(node: Node) -> bool:

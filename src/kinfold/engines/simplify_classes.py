@@ -71,8 +71,9 @@ def _is_gradient(user: Node, logs: Node) -> bool:
 
 
 def _is_picked(user: Node, logs: Node) -> bool:
-    """Whether an operation takes the logarithm of a class of every row."""
-    return user.target is _aten.gather.default and user.args[:2] in ((logs, 2), (logs, -1)) and len(user.args) == 3
+    """Whether an operation takes the logarithm of one class of every row."""
+    picks = user.target is _aten.gather.default and user.args[:2] in ((logs, 2), (logs, -1)) and len(user.args) == 3
+    return picks and user.meta["val"].shape[-1] == 1
 
 
 def _can_be_turned(logs: Node) -> bool:
@@ -82,7 +83,7 @@ def _can_be_turned(logs: Node) -> bool:
     bias, product = scores.args if biased else (None, scores)
     if not is_only_here(product, _aten.bmm.default) or len(scores.users) > 1:
         return False
-    if biased and not (isinstance(bias, Node) and bias.meta["val"].ndim == 3):
+    if biased and not (isinstance(bias, Node) and "val" in bias.meta and bias.meta["val"].ndim == 3):
         return False
     gradients = [user for user in logs.users if _is_gradient(user, logs)]
     known = all(_is_picked(user, logs) for user in logs.users if user not in gradients)
@@ -97,7 +98,8 @@ def _is_read_either_way(user: Node) -> bool:
 
 def _turn(graph: Graph, logs: Node) -> None:
     """Puts [T, C, B] in the place of [T, B, C], from the last product to the gradient's first ones."""
-    scores, users, indices = arguments(logs)[0], list(logs.users), dict[Node, Node]()
+    scores, indices = arguments(logs)[0], dict[Node, Node]()
+    users = [node for node in graph.nodes if node in logs.users]  # in the order of the graph
     with graph.inserting_before(logs):
         if scores.target is _aten.bmm.default:
             turned_scores = turned_product(graph, scores)
