@@ -38,7 +38,7 @@ def job(lab: SimpleNamespace) -> Job:
         train=~validation,
         validation=validation,
         precision="float32",
-        periods=10,
+        periods=3,
     )
 
 
@@ -79,7 +79,7 @@ def test_looks_see_parameters_as_they_are(job: Job) -> None:
 
 def test_where_a_recorded_look_pays(lab: SimpleNamespace, job: Job) -> None:
     assert Sequential(job)._looker.possible
-    assert not Sequential(dataclasses.replace(job, periods=9))._looker.possible
+    assert not Sequential(dataclasses.replace(job, periods=2))._looker.possible
     assert not Sequential(dataclasses.replace(job, precision="bf16"))._looker.possible
     assert not Sequential(lab.make_job(periods=99))._looker.possible
     assert Sequential(lab.make_job(periods=100))._looker.possible

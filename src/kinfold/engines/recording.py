@@ -41,7 +41,7 @@ _TOLERANCE: Mapping[Precision, float] = {"float64": 1e-8, "float32": 1e-3, "bf16
 _LARGEST = 1000
 """Elements of the largest container or array whose changes are looked for."""
 
-_LOOKS = {True: 10, False: 100}
+_LOOKS = {True: 3, False: 100}
 """Periods from which on a recorded look saves more than it costs to make, of models that pool their maxima or not."""
 
 _CONSTANT = (
