@@ -1227,7 +1227,7 @@ class LocalEngine(Engine):
                 generators = random.states(self.device)
                 _, grads, _ = self._value_and_grads(some.stack(), batch, states, some.of(self._keys), record=False)
                 draws = draws or not all(map(torch.equal, generators, random.states(self.device)))
-            parts.append(grads)
+            parts.append(grads if self.job.methods else {})  # which alone are asked about them
         common = [name for name in parts[0] if all(name in grads for grads in parts)]
         return {name: torch.cat([grads[name] for grads in parts]) for name in common}, draws
 
