@@ -120,7 +120,8 @@ def graph_cut_bins(features: Float[Tensor, "m D"], bins: int) -> list[Int64[Tens
     """Returns disjoint bins of rows, in the order chosen; the first has the rows that stand for the most others.
 
     A bin grows by the row x of greatest gain Σ_{p of those left at its beginning} s(x, p) − 2 Σ_{p in it} s(x, p), with
-    s(x, p) = (1 + cos(x, p)) / 2: like the many, unlike those chosen. The next bin is of the rows that are left.
+    s(x, p) = (1 + cos(x, p)) / 2: like the many, unlike those chosen. The next bin is of the rows that are left. Of
+    gains that are equal but for rounding, as the last two rows' always are, the first row's is taken on any processor.
 
     Args:
         features: of the rows.
@@ -136,9 +137,10 @@ def graph_cut_bins(features: Float[Tensor, "m D"], bins: int) -> list[Int64[Tens
     for begin, end in itertools.pairwise(ends[:-1]):
         pool = unit[left]
         gain = len(pool) / 2 + pool @ pool.sum(0) / 2  # the sum over all of s, without their matrix
+        rounding = 64 * torch.finfo(gain.dtype).eps * len(pool)
         chosen = []
         for _ in range(end - begin):
-            best = int(gain.argmax())
+            best = int((gain >= gain.max() - rounding).nonzero()[0])
             chosen.append(best)
             gain -= 1.0 + pool @ pool[best]
             gain[best] = -torch.inf
