@@ -267,13 +267,10 @@ def _on_all_sets(
     outputs: Float[Tensor, "K m C"], rows: Int64[Tensor, " m"], job: Job
 ) -> tuple[Float[Tensor, "K T"], Float[Tensor, "K T"]]:
     """Returns (metric, oriented so that higher is better; loss) of outputs k on validation set j."""
-    matrices = torch.full((2, len(outputs), job.tasks), math.nan, dtype=torch.float64)
-    for j, validation in enumerate(job.validation):
-        mine = validation[rows]
-        for k, output in enumerate(outputs):
-            pair = job.score(output[mine], rows[mine])
-            matrices[:, k, j] = torch.tensor(pair, dtype=torch.float64)
-    return matrices[0], matrices[1]
+    sets = [validation[rows] for validation in job.validation]
+    own = [rows[mine] for mine in sets]
+    pairs = torch.stack([job.scores([output[mine] for mine in sets], own) for output in outputs])
+    return pairs[..., 0], pairs[..., 1]
 
 
 def _judged(

@@ -286,3 +286,29 @@ def test_r2_of_equal_values_whose_mean_is_not_exact(weights):
     assert finite_r2(numbers(7), y[:, 0], weights) == 0.0
     y[:, 0] = torch.arange(7)
     assert finite_r2(y, y, weights) == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [[7, 7, 7], [300, 299, 1, 513], []])
+def test_scores_of_several_tasks_are_those_of_each(rows, dtype):
+    generator = torch.Generator().manual_seed(len(rows))
+    outputs = [torch.randn(count, 10, generator=generator, dtype=dtype) for count in rows]
+    targets = [torch.randint(10, (count,), generator=generator) for count in rows]
+    weights = [torch.rand(count, generator=generator, dtype=torch.float64) + 0.1 for count in rows]
+    for loss in (None, nn.CrossEntropyLoss(label_smoothing=0.1)):
+        for metric in (None, lambda outputs, y: float((outputs.argmax(1) != y).sum())):
+            objective = make_objective("classification", 10, loss, metric, CPU, dtype)
+            for counts in (None, weights):
+                given = zip(outputs, targets, counts or [None] * len(rows), strict=True)
+                assert str(objective.scores(outputs, targets, counts)) == str([objective.score(*one) for one in given])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_one_tasks_scores_are_nan_and_not_the_others(bad):
+    outputs, targets = [torch.eye(3), torch.eye(3)], [torch.arange(3)] * 2
+    objective = make_objective("classification", 3, None, None, CPU, torch.float32)
+    expected = objective.score(outputs[0], targets[0])
+    outputs[1][1, 1] = bad
+    first, second = objective.scores(outputs, targets)
+    assert first == expected
+    assert all(map(math.isnan, second))

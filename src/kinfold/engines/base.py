@@ -97,6 +97,14 @@ class Job:
         weights = None if self.weights is None else self.weights[rows]
         return self.objective.score(outputs, self.targets[rows], weights)
 
+    def scores(
+        self, outputs: Sequence[Float[Tensor, "_ C"]], rows: Sequence[Int64[Tensor, " _"]]
+    ) -> Float[Tensor, "k 2"]:
+        """Returns `score` of k models, each on rows of its own, in float64."""
+        weights = None if self.weights is None else [self.weights[own] for own in rows]
+        pairs = self.objective.scores(outputs, [self.targets[own] for own in rows], weights)
+        return torch.tensor(pairs, dtype=torch.float64)
+
 
 class Engine(abc.ABC):
     """Trains, scores and changes T tasks. One subclass is one way of running them."""

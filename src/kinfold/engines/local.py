@@ -644,15 +644,11 @@ class LocalEngine(Engine):
                 found[i] = outputs = on_device.cpu()
                 if rows[i] is self._own[tasks[i]]:
                     self.seen.put(tasks[i], outputs)
-        return self._scores_of([outputs for outputs in found if outputs is not None], rows)
+        return self.job.scores([outputs for outputs in found if outputs is not None], rows)
 
     def _scores(self, stack: TaskStack, rows: list[Int64[Tensor, " _"]], tasks: list[int]) -> Float[Tensor, "k 2"]:
         """Each of k models, which are some tasks' or are to be, on its own rows."""
-        return self._scores_of([outputs.cpu() for outputs in self._outputs_on(stack, rows, tasks)], rows)
-
-    def _scores_of(self, outputs: list[Float[Tensor, "_ C"]], rows: list[Int64[Tensor, " _"]]) -> Float[Tensor, "k 2"]:
-        pairs = [self.job.score(mine, own) for mine, own in zip(outputs, rows, strict=True)]
-        return torch.tensor(pairs, dtype=torch.float64)
+        return self.job.scores([outputs.cpu() for outputs in self._outputs_on(stack, rows, tasks)], rows)
 
     def _outputs_on(
         self, stack: TaskStack, rows: list[Int64[Tensor, " _"]], tasks: list[int]

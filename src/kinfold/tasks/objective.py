@@ -6,7 +6,7 @@ Legend: B batch, N rows, C classes or outputs.
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias, final
@@ -213,6 +213,31 @@ class Objective:
         else:
             value = of_metric(shaped, targets, weights)
         return self.metric.oriented(value), self.mean_loss(outputs, targets, weights)
+
+    def scores(
+        self,
+        outputs: Sequence[Float[Tensor, "_ C"]],
+        targets: Sequence[Shaped[Tensor, "_ *K"]],
+        weights: Sequence[Float[Tensor, " _"]] | None = None,
+    ) -> list[tuple[float, float]]:
+        """Returns `score` of each of several tasks: bit for bit the same, in fewer calls where these are the default's.
+
+        Those are accuracy and cross-entropy of rows that count alike. A call takes as long as the arithmetic of
+        hundreds of rows, and there are eight of them in each score.
+        """
+        if weights is not None:
+            return [self.score(*given) for given in zip(outputs, targets, weights, strict=True)]
+        usual = self.metric.compute is accuracy and _is_plain_cross_entropy(self.score_loss)
+        usual = usual and all(y.ndim == 1 and not y.is_floating_point() for y in targets)
+        together = torch.cat(list(outputs)) if outputs and usual else None
+        if together is None or not bool(together.isfinite().all()):
+            return [self.score(*given) for given in zip(outputs, targets, strict=True)]
+        lengths = [len(y) for y in targets]
+        right = torch.split(together.argmax(1) == torch.cat(list(targets)), lengths)
+        shares = torch.stack([own.count_nonzero() for own in right]).double() / torch.tensor(lengths)
+        logs = torch.split(F.log_softmax(together, 1), lengths)
+        losses = [F.nll_loss(own, y) for own, y in zip(logs, targets, strict=True)]
+        return list(zip(shares.tolist(), torch.stack(losses).tolist(), strict=True))
 
     def mean_loss(
         self,
