@@ -66,7 +66,7 @@ def test_large_products_are_taken(halved: bool) -> None:
     [
         ((8, 64, 64), (8, 64, 128), 1, True),
         ((8, 64, 64), (8, 64, 128), 8, False),  # which have less to do each
-        ((8, 64, 128), (8, 128, 10), 1, True),  # ten columns take as long as sixteen
+        ((8, 64, 128), (8, 128, 10), 1, True),  # ten columns take as long as thirty-two
         ((8, 64, 10), (8, 10, 128), 1, False),
     ],
 )

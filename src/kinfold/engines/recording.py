@@ -51,8 +51,13 @@ _CONSTANT = (
 """Kinds of values that do not change."""
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None))
+"""Kinds whose values are compared themselves."""
+
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict, OrderedDict})
+"""Kinds that are alike where they are empty."""
+
 _AS_THEY_ARE = frozenset(_VALUES)
+"""The same, for a look at the exact type."""
 
 _HANDED_IN = frozenset({"_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs"})
 """Attributes of modules that hold parameters and buffers; the last two are those of recurrent layers."""
