@@ -56,6 +56,25 @@ def test_auto_takes_the_fastest_and_says_so(lab: SimpleNamespace, took: Any, fas
         engine.close()
 
 
+def test_one_stacked_task_is_timed_by_one_thread_too(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[str] = set()
+
+    def given(forms: dict[str, Form], job: Job) -> dict[str, float]:
+        asked.update(forms)
+        return {name: 0.1 if name == "vectorised, one thread" else 0.2 for name in forms}
+
+    monkeypatch.setattr(choose, "seconds_a_step", given)
+    job = first_tasks(lab.make_job(), 1)
+    with using_threads(2):
+        engine, line = choose_engine("auto", job, steps=LONG)
+    assert asked == {"sequential", "sequential, one thread", "vectorised", "vectorised, one thread"}
+    assert isinstance(engine, Vectorised)
+    assert engine.threads == 1
+    assert line is not None
+    assert line.startswith("engine: vectorised, one thread, by the time")
+    lab.assert_agree(lab.train(lambda job: engine, job, epochs=2), lab.train(Sequential, job, epochs=2))
+
+
 def test_short_training_is_not_timed(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "seconds_a_step", None)
     for steps in (0, 10):

@@ -166,6 +166,8 @@ def _forms(job: Job, stacks: bool, convolves: bool) -> dict[str, Form]:
         return forms | {"streams": Form(Streams)}
     if torch.get_num_threads() > 1:
         forms["sequential, one thread"] = Form(by_one_thread, tasks=1, share=job.tasks)
+        if stacks and job.tasks == 1:  # as a worker would go, of which more tasks have several
+            forms["vectorised, one thread"] = Form(partial(by_one_thread, kind=Vectorised))
     count, kind = min(job.tasks, usable_cpus()), _kind_of_workers(stacks, convolves)
     if count > 1 and sys.platform != "darwin":  # where frameworks do not bear a fork that nobody asked for
         few = Form(partial(Workers, kind=kind), tasks=count, share=math.ceil(job.tasks / count))

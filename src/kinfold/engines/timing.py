@@ -110,9 +110,9 @@ def first_tasks(job: Job, count: int) -> Job:
     )
 
 
-def by_one_thread(job: Job) -> Sequential:
-    """Returns the engine whose steps one thread takes."""
-    engine = Sequential(job)
+def by_one_thread(job: Job, kind: type[LocalEngine] = Sequential) -> LocalEngine:
+    """Returns an engine whose steps one thread takes."""
+    engine = kind(job)
     engine.threads = 1
     return engine
 
