@@ -87,7 +87,8 @@ def test_loop_and_stack_agree(method):
     state = states_of(method, params, x, y)
     args = (params, state, x, y, soft, labelled, keys)
     one, other = looped(step(method, by_autograd))(*args), stacked(step(method, by_func))(*args)
-    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    # A first step of Adam's magnifies the rounding of a gradient that cancels by its rate over 1e-8, so by 1e5.
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_nothing_that_is_given_is_changed_in_place(method):
