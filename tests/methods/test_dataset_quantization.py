@@ -52,6 +52,13 @@ def test_of_equal_gains_the_first_is_taken(dtype):
         assert (first.tolist(), last.tolist()) == ([0], [1])
 
 
+def test_features_that_are_not_finite_lose_no_row():
+    given = features(9)
+    given[[2, 5], 1] = torch.tensor([torch.nan, torch.inf], dtype=torch.float64)
+    found = [bin_.tolist() for bin_ in graph_cut_bins(given, 3)]
+    assert sorted(itertools.chain.from_iterable(found)) == list(range(9))
+
+
 @pytest.mark.parametrize("share", [0.1, 0.37, 0.6, 1.0])
 def test_the_same_share_of_each_class_and_bin(share):
     given, classes = features(60), torch.arange(60) % 2

@@ -296,7 +296,8 @@ def test_scores_of_several_tasks_are_those_of_each(rows, dtype):
     targets = [torch.randint(10, (count,), generator=generator) for count in rows]
     weights = [torch.rand(count, generator=generator, dtype=torch.float64) + 0.1 for count in rows]
     for loss in (None, nn.CrossEntropyLoss(label_smoothing=0.1)):
-        for metric in (None, lambda outputs, y: float((outputs.argmax(1) != y).sum())):
+        lower = Metric("accuracy", accuracy, higher_is_better=False)
+        for metric in (None, lower, lambda outputs, y: float((outputs.argmax(1) != y).sum())):
             objective = make_objective("classification", 10, loss, metric, CPU, dtype)
             for counts in (None, weights):
                 given = zip(outputs, targets, counts or [None] * len(rows), strict=True)

@@ -3,8 +3,8 @@
 Softmax over the last axis of memory goes row by row; of fewer classes than fill a vector most of it is empty. Stacked
 models take their last product the other way around, Bᵀ Aᵀ, so that its columns are rows of the batch, and all that
 follows stays so up to the gradient's products, which read either way. What is another model's is only turned around
-before and after softmax. For what shapes was measured on one processor (benchmarks/speed/forms.md), and holds for the
-most part on another (benchmarks/speed/intel/forms.md).
+before and after softmax. For what shapes was measured on one processor (benchmarks/speed/forms.md), and holds on
+another but for few rows by two threads (benchmarks/speed/intel/forms.md).
 
 Legend: T tasks, B rows of a batch, C classes.
 """

@@ -140,7 +140,8 @@ def graph_cut_bins(features: Float[Tensor, "m D"], bins: int) -> list[Int64[Tens
         rounding = 64 * torch.finfo(gain.dtype).eps * len(pool)
         chosen = []
         for _ in range(end - begin):
-            best = int((gain >= gain.max() - rounding).nonzero()[0])
+            known = gain.nan_to_num(nan=torch.inf, neginf=-torch.inf)  # of features that are not finite
+            best = int((known >= known.max() - rounding).nonzero()[0])
             chosen.append(best)
             gain -= 1.0 + pool @ pool[best]
             gain[best] = -torch.inf

@@ -237,7 +237,8 @@ class Objective:
         shares = torch.stack([own.count_nonzero() for own in right]).double() / torch.tensor(lengths)
         logs = torch.split(F.log_softmax(together, 1), lengths)
         losses = [F.nll_loss(own, y) for own, y in zip(logs, targets, strict=True)]
-        return list(zip(shares.tolist(), torch.stack(losses).tolist(), strict=True))
+        metrics = map(self.metric.oriented, shares.tolist())
+        return list(zip(metrics, torch.stack(losses).tolist(), strict=True))
 
     def mean_loss(
         self,
