@@ -71,6 +71,13 @@ def pairs() -> Iterator[Pair]:
                 yield _product(T, B, k, n)
         for m, k, n in ((B, 784, 128), (B, 256, 120), (B, 784, 512), (128, B, 784), (1000, 64, 128), (1000, 128, 10)):
             yield _product(None, m, k, n)
+    if products.fills_vectors():
+        for T, m, k, n in (
+            *((4, 10, 128, 64), (8, 10, 128, 64), (64, 10, 128, 64), (64, 10, 64, 64), (8, 10, 256, 64)),
+            *((8, 64, 784, 128), (8, 32, 784, 128), (8, 64, 784, 64), (8, 64, 784, 256), (8, 32, 128, 100)),
+            *((8, 128, 784, 128), (64, 16, 64, 32)),
+        ):
+            yield _product_in_parts(T, m, k, n)
     for rows, classes in (
         *((64, 10), (256, 2), (256, 3), (256, 5), (256, 10), (512, 10), (512, 15), (512, 16)),
         *((4096, 2), (4096, 3), (4096, 5), (4096, 10)),
@@ -100,6 +107,13 @@ def _product(T: int | None, m: int, k: int, n: int) -> Pair:
     name = f"{'' if T is None else f'{T} × '}[{m}, {k}] [{k}, {n}]"
     taken = products.is_faster(first.shape, second.shape)
     return Pair("product by oneDNN", name, partial(otherwise, first, second), partial(form, first, second), taken)
+
+
+def _product_in_parts(T: int, m: int, k: int, n: int) -> Pair:
+    first, second = draw(T, m, k), draw(T, n, k).mT
+    name, taken = f"{T} × [{m}, {k}] [{k}, {n}]", products.is_faster_in_parts(first.shape, second.shape)
+    forms = (partial(multiply, first, second) for multiply in (torch.bmm, products.bmm_in_parts))
+    return Pair("product in parts", name, *forms, taken)
 
 
 def _softmax(rows: int, classes: int) -> Pair:

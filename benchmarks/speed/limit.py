@@ -2,11 +2,11 @@
 
 Products: of every linear, convolutional and recurrent layer the forward product, the gradient with respect to the
 weight and, but for the first layer, with respect to the input; each in the fastest of several forms. These are a loop
-over the models and their stack, by PyTorch's calls and, where its library uses half of a processor's vectors, by
-oneDNN; and, for convolutions, PyTorch's own calls, by all threads together; and the same by one thread for its share of
-the models, as if threads did not hinder each other, which is what processes come close to. Operands, and results where
-the form can, lie in memory that is there already. Copies: what the optimizer reads and writes, and the batch. What a
-network does between its layers counts nothing.
+over the models and their stack, by PyTorch's calls, where its library uses half of a processor's vectors by oneDNN,
+and where it is slow to sum many terms in parts; and, for convolutions, PyTorch's own calls, by all threads together;
+and the same by one thread for its share of the models, as if threads did not hinder each other, which is what processes
+come close to. Operands, and results where the form can, lie in memory that is there already. Copies: what the optimizer
+reads and writes, and the batch. What a network does between its layers counts nothing.
 
 Legend: T tasks, B batch, [m, k] @ [k, n] the product of one model.
 """
@@ -222,10 +222,18 @@ def _product_forms(product: Product, T: int, make: Callable[..., Tensor]) -> Ite
         for _ in range(product.times):
             torch.bmm(left, right, out=result)
 
+    def in_parts(first: Tensor, second: Tensor) -> None:
+        for _ in range(product.times):
+            products.bmm_in_parts(first, second)
+
     forms = [loop, stack] if held == T else [loop]
     yield from forms
     if result.device.type == "cpu" and products.halves_vectors():
         yield from (partial(_by_onednn, form) for form in forms)
+    for first, second in ((left, right), (right.mT, left.mT)):
+        plain = result.device.type == "cpu" and result.dtype == torch.float32 and second.mT.is_contiguous()
+        if plain and held == T and products.is_faster_in_parts(first.shape, second.shape):
+            yield partial(in_parts, first, second)
 
 
 def _by_onednn(form: Call) -> None:

@@ -1,10 +1,12 @@
-"""Products by oneDNN, where MKL uses half of a processor."""
+"""Products by oneDNN, where MKL uses half of a processor, and in parts, where it is slow."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -49,6 +51,10 @@ def recorded(function: Callable[..., object], given: list[Tensor]) -> GraphModul
     simplify(module.graph)
     module.recompile()
     return module
+
+
+def calls(module: GraphModule) -> set[object]:
+    return {node.target for node in module.graph.nodes}
 
 
 def product(first: Tensor, second: Tensor) -> Tensor:
@@ -104,6 +110,49 @@ def test_a_layer_by_onednn_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ours.stride() == torchs.stride()
 
 
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 40), st.integers(1, 9))
+def test_parts_make_the_product(tasks: int, rows: int, terms: int, columns: int) -> None:
+    first, second = draws((tasks, rows, terms), (tasks, columns, terms), dtype=torch.float64)
+    second = second.mT
+    assert torch.allclose(products.bmm_in_parts(first, second), first @ second, rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "terms", "columns", "taken"),
+    [
+        (10, 128, 64, True),
+        (10, 64, 64, False),  # no more terms than columns
+        (10, 240, 64, False),  # many for few rows, which MKL does otherwise
+        (16, 784, 128, True),
+        (128, 784, 128, False),
+        (64, 784, 189, False),
+        (16, 128, 47, False),
+    ],
+)
+def test_which_products_go_in_parts(
+    rows: int, terms: int, columns: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "fills_vectors", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    first, second = draws((8, rows, terms), (8, columns, terms))
+    module = recorded(lambda a, b: a @ b.mT, [first, second])
+    assert (products.bmm_in_parts in calls(module)) == taken
+    assert torch.allclose(module(first, second), first @ second.mT, rtol=1e-4, atol=1e-4)
+
+
+def test_others_are_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    first, second = draws((8, 16, 784), (8, 128, 784))
+    as_it_lies = second.mT.contiguous()
+    for fills, function, factors in (
+        (False, lambda a, b: a @ b.mT, [first, second]),
+        (True, lambda a, b: a @ b.mT, [first.double(), second.double()]),
+        (True, product, [first, as_it_lies]),
+    ):
+        monkeypatch.setattr(products, "fills_vectors", lambda: fills)  # noqa: B023  # asked at once
+        assert products.bmm_in_parts not in calls(recorded(function, factors))
+
+
 @SETTING
 @pytest.mark.parametrize(
     ("own", "of_all", "during"),
@@ -132,15 +181,18 @@ def test_the_users_setting_is_kept_where_a_product_fails(precision: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("said", "capability", "halves"),
+    ("said", "capability", "halves", "fills"),
     [
-        ("vendor_id\t: AuthenticAMD\n", "AVX512", True),
-        ("vendor_id\t: AuthenticAMD\n", "AVX2", False),
-        ("vendor_id\t: GenuineIntel\n", "AVX512", False),
-        ("BogoMIPS\t: 50.00\n", "DEFAULT", False),
+        ("vendor_id\t: AuthenticAMD\n", "AVX512", True, False),
+        ("vendor_id\t: AuthenticAMD\n", "AVX2", False, False),
+        ("vendor_id\t: GenuineIntel\n", "AVX512", False, True),
+        ("vendor_id\t: GenuineIntel\n", "AVX2", False, False),
+        ("BogoMIPS\t: 50.00\n", "DEFAULT", False, False),
     ],
 )
-def test_which_processors_those_are(said: str, capability: str, halves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_processors_those_are(
+    said: str, capability: str, halves: bool, fills: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pathlib.Path.is_file", lambda _: True)
     monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: said)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
@@ -148,11 +200,12 @@ def test_which_processors_those_are(said: str, capability: str, halves: bool, mo
         monkeypatch.setattr(library, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "matmul", None, raising=False)
     monkeypatch.setattr(products, "_keeps_float32", lambda: True)
-    products.halves_vectors.cache_clear()
-    try:
-        assert products.halves_vectors() == halves
-    finally:
-        products.halves_vectors.cache_clear()
+    for asked, expected in ((products.halves_vectors, halves), (products.fills_vectors, fills)):
+        asked.cache_clear()
+        try:
+            assert asked() == expected
+        finally:
+            asked.cache_clear()
 
 
 @SETTING

@@ -116,6 +116,8 @@ def simplify(graph: Graph) -> None:
     for node in graph.nodes:
         if node.target in _PRODUCTS and _is_large_product(node):
             node.target = _PRODUCTS[node.target]
+        elif node.target is _aten.bmm.default and _goes_in_parts(node):
+            node.target = products.bmm_in_parts
         if node.target in _METHODS:
             node.op, node.target = "call_method", _METHODS[node.target]
         node.target = _BINDINGS.get(node.target, node.target)
@@ -229,9 +231,20 @@ def _overwrite(node: Node, overwritten: set[Node]) -> None:
 def _is_large_product(node: Node) -> bool:
     """Whether matrices are such that oneDNN multiplies them faster than MKL."""
     *_, first, second = (part.meta["val"] for part in node.args if isinstance(part, Node))
-    plain = all(value.dtype == torch.float32 and value.device.type == "cpu" for value in (first, second))
     dense = all(map(_is_dense, (first, second)))  # others it would copy
-    return plain and dense and not node.kwargs and products.is_faster(first.shape, second.shape)
+    plain = _is_plain(first) and _is_plain(second) and not node.kwargs
+    return plain and dense and products.is_faster(first.shape, second.shape)
+
+
+def _goes_in_parts(node: Node) -> bool:
+    """Whether stacked matrices are such that MKL is slow for them, and not for parts of them."""
+    first, second = (part.meta["val"] for part in arguments(node))
+    plain = _is_plain(first) and _is_plain(second) and first.is_contiguous() and second.mT.is_contiguous()
+    return plain and products.is_faster_in_parts(first.shape, second.shape)
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.dtype == torch.float32 and value.device.type == "cpu"
 
 
 def _is_dense(matrices: Tensor) -> bool:
