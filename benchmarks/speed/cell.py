@@ -19,7 +19,7 @@ from contestants import CONTESTANTS, CannotRunError, Contestant
 from limit import Limit
 from work import STRUCTURES, make_work
 
-LONGEST_BLOCK = 16  # steps
+LONGEST_BLOCK = 64  # steps: a period of the work, for which a run calls its engine once
 SETTLED = 48  # steps after which every contestant has recorded or compiled what it will
 SETTLING = 20.0  # seconds that this may take
 LIMITS = {"limit": Limit, "limit-together": partial(Limit, shared_out=False)}
@@ -46,7 +46,7 @@ def warm_up(contestant: Contestant, seconds: float, limit: float) -> int:
     """Runs a contestant until it has compiled what it needs.
 
     Returns:
-        The steps of its blocks: as many as fit into a turn four times, a power of two, and not above 16.
+        The steps of its blocks: as many as fit into a turn, a power of two, and not above 64.
 
     Raises:
         CannotRunError: a step takes longer than the limit.
@@ -56,7 +56,7 @@ def warm_up(contestant: Contestant, seconds: float, limit: float) -> int:
     if step > limit:
         raise CannotRunError(f"a step takes {step:.0f} s, and the limit is {limit:g} s")
     block = 1
-    while block < LONGEST_BLOCK and 8 * block * step <= seconds:
+    while block < LONGEST_BLOCK and 2 * block * step <= seconds:
         block *= 2
     for _ in range(max(1, math.ceil(min(SETTLED, max(seconds, SETTLING) / step) / block))):
         timed(contestant, block)  # compiled for this length, too

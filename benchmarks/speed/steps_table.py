@@ -27,7 +27,7 @@ else runs. An engine's time has all that its `train` does, the drawing of each p
 batches' rows drawn beforehand.
 
 *loop*: plain PyTorch, T modules with an optimizer each, one after another, all threads. *processes*: the same in one
-process for each CPU, one thread each. *jax*: `vmap` and `jit` of the step, blocks of up to 16 steps by `lax.scan`,
+process for each CPU, one thread each. *jax*: `vmap` and `jit` of the step, blocks of up to 64 steps by `lax.scan`,
 buffers donated; *jax-loop*: the jitted step of one model, for one after another.
 
 The limit is the time of the step's matrix products (each in the fastest form found for its shape) and of copying what

@@ -77,7 +77,7 @@ def test_a_turn_lasts_as_long_as_asked_and_gives_the_time_of_a_step(clock):
     assert fake.calls == [2, 2, 2]
 
 
-@pytest.mark.parametrize(("step", "block"), [(0.001, 16), (0.02, 4), (0.4, 1)])
+@pytest.mark.parametrize(("step", "block"), [(0.001, 64), (0.02, 16), (0.4, 1)])
 def test_blocks_are_shorter_than_turns(clock, step, block):
     assert warm_up(Fake(clock, step), seconds=0.5, limit=1.0) == block
 
