@@ -11,6 +11,7 @@ from torch import nn
 
 from kinfold.data.base import TensorInputs
 from kinfold.engines import Job
+from kinfold.engines.local import rows_of_a_look
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
@@ -99,6 +100,41 @@ def test_a_candidate_that_is_the_task_scores_as_the_task(job: Job) -> None:
     rows = [mask.nonzero().flatten() for mask in job.validation]
     assert torch.equal(engine._scores(engine.stack, rows, [0, 1, 2]), own)
     assert engine._looker._programs
+
+
+@pytest.mark.parametrize(
+    ("model", "rows"),
+    [
+        (nn.Sequential(nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 3)), 2048),
+        (nn.Sequential(nn.Linear(36, 1024), nn.ReLU(), nn.Linear(1024, 3)), 1024),  # whose results are larger
+        (nn.Sequential(nn.Linear(36, 9999), nn.ReLU(), nn.Linear(9999, 3)), 512),
+        (
+            nn.Sequential(nn.Unflatten(1, (6, 6)), nn.Linear(6, 8), nn.Flatten(), nn.Linear(48, 3)),
+            512,
+        ),  # steps of a row
+        (nn.Sequential(nn.Unflatten(1, (1, 36)), nn.Conv1d(1, 2, 1), nn.Flatten(), nn.Linear(72, 3)), 512),
+        (nn.ReLU(), 512),
+    ],
+)
+def test_linear_layers_look_at_more_rows_at_once(model: nn.Module, rows: int, lab: SimpleNamespace) -> None:
+    job = lab.make_job(inputs=TensorInputs(torch.zeros(64, 36)))
+    assert rows_of_a_look(job, model) == rows
+    assert rows_of_a_look(dataclasses.replace(job, device=torch.device("cuda")), model) == 512
+
+
+@pytest.mark.parametrize("batch_size", [10, 600])
+def test_how_many_rows_go_at_once_changes_rounding_alone(batch_size: int, lab: SimpleNamespace) -> None:
+    draw = generator(0, "rows")
+    validation = torch.zeros(3, 5000, dtype=torch.bool)
+    validation[:, 300:] = True
+    given = {"inputs": TensorInputs(torch.randn(5000, 5, generator=draw)), "targets": torch.arange(5000) % 3}
+    job = lab.make_job(**given, train=~validation, validation=validation, batch_size=batch_size)
+    engine, other = Vectorised(job), Vectorised(job)
+    assert engine._evaluation_rows == max(2048, 4 * batch_size)
+    vars(other)["_evaluation_rows"] = 512
+    torch.testing.assert_close(engine.score(), other.score(), rtol=1e-12, atol=1e-12)
+    rows = torch.arange(5000)
+    torch.testing.assert_close(engine.predict(rows), other.predict(rows), rtol=1e-12, atol=1e-12)
 
 
 class Halves(nn.Module):

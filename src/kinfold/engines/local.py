@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kinfold import random
+from kinfold.data.base import TensorInputs
 from kinfold.data.streamed import Reading, Streamed, ended_processes_named
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.captured import Captures, MakeGraph, Pass, cuda_graphs
@@ -65,6 +66,9 @@ _STEPPING = ("before_step", "update", "after_step")  # those around the optimize
 UNRECORDED = 32  # first steps of a task: to record one takes as long as a hundred small ones, and a run may be short
 _STRETCHES = 16  # into so many a period may be cut by tasks that end, for the steps of each to be recorded
 _RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets all take part
+_LOOKED_AT = 512  # rows of a pass that only looks, at least
+_LOOKED_AT_BY_VECTORS = 2048  # likewise at most where a layer's numbers, this many at once, stay in a CPU's caches
+_NUMBERS_AT_ONCE = 2**20
 _APART = 128  # rows from which a CPU scores models faster one by one: stacked, their activations overflow its caches
 
 
@@ -608,14 +612,14 @@ class LocalEngine(Engine):
     ) -> None:
         """Computes all models' outputs on the same rows, in place, where they are not known."""
         with self._evaluating():
-            chunks = torch.split(torch.arange(len(rows)), self._evaluation_rows())
+            chunks = torch.split(torch.arange(len(rows)), self._evaluation_rows)
             unknown = [chunk for chunk in chunks if not bool(known[:, chunk].all())]
             batches = self.inputs.batches([rows[chunk].to(self.device) for chunk in unknown])  # once for all tasks
             for chunk, x in zip(unknown, batches, strict=True):
                 if not self._apart(len(chunk)):
                     outputs[:, chunk] = self._outputs(stack, x, shared=True).cpu()
                     continue
-                recorded = all(self.verdicts().values()) and len(chunk) == self._evaluation_rows()
+                recorded = all(self.verdicts().values()) and len(chunk) == self._evaluation_rows
                 for t in range(self.job.tasks):
                     missing = (~known[t, chunk]).nonzero().flatten()
                     if recorded and 2 * len(missing) >= len(chunk):  # a recorded pass over all is the faster
@@ -656,7 +660,7 @@ class LocalEngine(Engine):
         """Outputs of k models, which are some tasks' or are to be, each on its own rows; on their device."""
         # Of a candidate as of the task as it stands, or rounding would tell apart what is the same.
         again = [torch.equal(own, self._own[t]) for own, t in zip(rows, tasks, strict=True)]
-        lengths, size = [len(own) for own in rows], self._evaluation_rows()
+        lengths, size = [len(own) for own in rows], self._evaluation_rows
         with self._evaluating():
             if self._apart(max(lengths)):
                 # A chunk of each in turn: the tasks have many rows in common, which may be read as they are needed.
@@ -691,7 +695,7 @@ class LocalEngine(Engine):
         count = len(x[0] if isinstance(x, tuple) else x)
         nobody = torch.zeros(count, dtype=torch.int64, device=self.device)
         # Steps of a model that changes in training are not recorded: its looks would be recorded every period.
-        record = self._recorder.possible and (again or count == self._evaluation_rows())
+        record = self._recorder.possible and (again or count == self._evaluation_rows)
         batch = Batch(x, nobody, nobody)
         _, _, seen = self._looker(own[0], own[1], own[2], batch, [], self._keys[t], "look", record)
         return seen["outputs"]
@@ -726,8 +730,9 @@ class LocalEngine(Engine):
             params = self.lift(self.chain.evaluation)(params, states)
         return dataclasses.replace(stack, params=params)
 
+    @cached_property
     def _evaluation_rows(self) -> int:
-        return max(512, 4 * self.job.batch_size)
+        return max(rows_of_a_look(self.job, self.stack.module), 4 * self.job.batch_size)
 
     def snapshot(self, tasks: Bool[Tensor, " T"]) -> None:
         if not bool(tasks.any()):
@@ -958,7 +963,7 @@ class LocalEngine(Engine):
 
     def _checked(self, task: int, module: nn.Module, rebuilt: nn.Module) -> nn.Module:
         """A rebuilt module, once it is known to give on training rows what was scored."""
-        rows = self._context(task, 0, self.stack).rows[: self._evaluation_rows()]
+        rows = self._context(task, 0, self.stack).rows[: self._evaluation_rows]
         x = self.inputs.rows(rows.to(self.device))
         given = tuple(part.cpu() for part in x) if isinstance(x, tuple) else (x.cpu(),)
         with torch.no_grad(), random.seeded(torch.device("cpu"), self.job.seed, "evaluate"):
@@ -1231,6 +1236,26 @@ class LocalEngine(Engine):
 def example_rows(job: Job) -> Rows:
     """Returns rows by which lazy layers get their shapes."""
     return job.inputs.rows(job.train[0].nonzero().flatten()[:2])
+
+
+def rows_of_a_look(job: Job, model: nn.Module) -> int:
+    """Returns how many rows go at once through a pass that only looks.
+
+    A pass of linear layers over vectors is so short on a CPU that its beginning counts; others' results leave caches.
+
+    Args:
+        job: whose rows they are.
+        model: with the shapes that its parameters have.
+    """
+    own = [layer for layer in model.modules() if any(True for _ in layer.parameters(recurse=False))]
+    linear = [layer for layer in own if isinstance(layer, nn.Linear)]
+    plain = bool(linear) and all(isinstance(layer, (nn.Linear, _BatchNorm, nn.LayerNorm)) for layer in own)
+    if job.device.type != "cpu" or not plain or not isinstance(job.inputs, TensorInputs):
+        return _LOOKED_AT
+    if linear[0].in_features != job.inputs.values[0].numel():  # it sees a part of a row, such as a step of a series
+        return _LOOKED_AT
+    widest = max(max(layer.in_features, layer.out_features) for layer in linear)
+    return max(_LOOKED_AT, min(_LOOKED_AT_BY_VECTORS, _NUMBERS_AT_ONCE // widest))
 
 
 def start_stack(job: Job, generation: int = 0, first: int = 0, apart: bool = False) -> TaskStack:
