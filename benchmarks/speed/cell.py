@@ -3,12 +3,14 @@
     python benchmarks/speed/cell.py --model mlp --tasks 16 [the options of steps.py]
 
 `steps.py` calls it for every cell. A turn is at least `--seconds` of one contestant's steps; an alternation is a turn
-of each, beginning with another one every time, so that what the machine does meanwhile meets all alike.
+of each, in an order drawn anew, so that what the machine does meanwhile, and what the one before leaves behind (threads
+that still spin, full caches), meets all alike.
 """
 
 import argparse
 import json
 import math
+import random
 import sys
 import time
 from functools import partial
@@ -87,11 +89,11 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             skipped[name] = " ".join(str(error).split())[:200]
         print(given.model, given.tasks, name, skipped.get(name, "ready"), file=sys.stderr, flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in runners}
-    order = list(runners)
+    order, draw = list(runners), random.Random(0)
     for _ in range(given.alternations):
+        draw.shuffle(order)
         for name in order:
             seconds[name].append(turn(*runners[name], given.seconds))
-        order = order[1:] + order[:1]
     notes = {name: runner.note for name, (runner, _) in runners.items() if runner.note}
     for runner, _ in runners.values():
         runner.close()

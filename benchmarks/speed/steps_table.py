@@ -20,7 +20,7 @@ from kinfold.comparing.table import markdown
 
 ABOUT = f"""One training step of T models of one structure, each on {BATCH} rows of its own, gathered by index from
 one data set in memory; cross-entropy, SGD (lr {RATE}, momentum {MOMENTUM}), {CLASSES} classes. All contestants of a
-cell take turns in one process, beginning with another one every time. Figures are medians over the turns with
+cell take turns in one process, in an order drawn anew every time. Figures are medians over the turns with
 quartiles; ratios are medians over turns of the ratio within one, above 1 where the contestant is faster; the best peer
 of a cell is in bold. Threads wait as PyTorch's do by default, by spinning, which suits plain loops best while nothing
 else runs. An engine's time has all that its `train` does, the drawing of each period's order included; peers have their
