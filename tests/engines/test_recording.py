@@ -18,6 +18,7 @@ from kinfold.engines.sequential import Sequential
 from kinfold.engines.simplify import simplify
 from kinfold.engines.vectorised import Vectorised
 from kinfold.methods.base import Method, Params, State, ValueAndGrad
+from kinfold.models import factory
 from kinfold.tasks.order import Segment
 
 ENGINES = (Sequential, Vectorised)
@@ -61,6 +62,8 @@ CASES: dict[str, dict[str, Any]] = {
     "dense": {},
     "adam": {"optimizer": partial(torch.optim.Adam, lr=0.01)},
     "images": {"model": Images},
+    "batch norm": {"model": factory({"name": "mlp", "hidden": [8, 6], "batch_norm": True}, (5,), 3)},
+    "table": {"model": factory({"name": "tabular-resnet", "width": 8, "blocks": 2}, (5,), 3)},
     "recurrent": {"model": Recurrent},
     "two passes": {"methods": (Sharpened(),)},
     "other sizes": {"sizes": (44, 31, 30)},

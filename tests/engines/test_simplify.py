@@ -85,3 +85,24 @@ def test_one_of_two_transposes_stays_where_others_read_it() -> None:
     turned, twice = module.forward(X)
     assert torch.equal(turned, 2 * X.t())
     assert torch.equal(twice, X + 1)
+
+
+def test_a_view_goes_with_how_a_product_lies() -> None:
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        turned = torch.bmm(a, b).mT  # is made as it is asked for, and so lies side by side
+        return torch.relu(turned).mT.view(8, 5)
+
+    draw = random.generator(0, "test")
+    given = [torch.randn(2, 4, 3, generator=draw), torch.randn(2, 3, 5, generator=draw)]
+    assert torch.allclose(simplified(function, *given).forward(*given), function(*given))
+
+
+def test_what_lies_otherwise_is_not_written_over() -> None:
+    def function(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
+        masked = torch.ops.aten.threshold_backward(torch.bmm(a, b), hidden.permute(1, 0, 2), 0)
+        total = torch.zeros(2).add_(masked.sum((1, 2)))  # an operation that writes, so that views stay views
+        return masked.permute(1, 0, 2).view(4, 10) * total.sum()
+
+    draw = random.generator(0, "test")
+    given = [torch.randn(shape, generator=draw) for shape in ((2, 4, 3), (2, 3, 5), (4, 2, 5))]
+    assert torch.allclose(simplified(function, *given).forward(*given), function(*given))

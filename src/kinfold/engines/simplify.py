@@ -120,6 +120,8 @@ def simplify(graph: Graph) -> None:
             node.target = products.bmm_in_parts
         if node.target in _METHODS:
             node.op, node.target = "call_method", _METHODS[node.target]
+            if node.target == "view" and pure:  # what is rearranged before it may lie otherwise than it did
+                node.target = "reshape"
         node.target = _BINDINGS.get(node.target, node.target)
 
 
@@ -225,7 +227,9 @@ def _overwrite(node: Node, overwritten: set[Node]) -> None:
         if len(node.all_input_nodes[0].users) == 1:
             node.target = _aten.relu_.default
     elif node.target is _aten.threshold_backward.default and is_only_here(node.args[0], _aten.bmm.default):
-        node.target, node.kwargs = _aten.threshold_backward.grad_input, {"grad_input": node.args[0]}
+        product = node.args[0]
+        if _lies_as(node, product):  # what follows may be views that hang on it
+            node.target, node.kwargs = _aten.threshold_backward.grad_input, {"grad_input": product}
 
 
 def _is_large_product(node: Node) -> bool:
@@ -249,6 +253,10 @@ def _is_plain(value: Tensor) -> bool:
 
 def _is_dense(matrices: Tensor) -> bool:
     return matrices.is_contiguous() or matrices.mT.is_contiguous()
+
+
+def _lies_as(node: Node, other: Node) -> bool:
+    return bool(node.meta["val"].stride() == other.meta["val"].stride())
 
 
 def _form(node: Node) -> tuple[torch.Size, torch.dtype]:
