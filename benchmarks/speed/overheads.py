@@ -11,6 +11,7 @@ in a warm process of its own. Imports are not counted.
 import argparse
 import functools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from provenance import provenance
@@ -35,9 +37,11 @@ import kinfold.student
 from kinfold import checkpoint, finishing
 from kinfold import run as loop
 from kinfold.data.benchmarks import digits
+from kinfold.engines import Job
 from kinfold.engines.local import LocalEngine
 from kinfold.engines.workers import Workers
 from kinfold.selection.ledger import Ledger
+from kinfold.tasks.state import build_starts
 
 RULES = ("none", "distil", "amto", "papa", "teach")
 CASES: dict[str, dict[str, Any]] = {
@@ -47,6 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     "letter, MLP, T = 8": {"model": "mlp", "data": "letter", "tasks": 8, "epochs": 4},
 }
 EACH_PERIOD = ("evaluation", "transfer", "ledger", "logging", "checkpoints", "loop")
+BESIDE = ("beside", "products")
 ONCE = ("set-up", "end")
 
 
@@ -58,6 +63,7 @@ class Clock:
         self._start()
 
     def _start(self) -> None:
+        self.job: Job | None = None
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._names, self._since = ["set-up"], time.perf_counter()
 
@@ -89,12 +95,22 @@ class Clock:
 
         return around
 
-    def run(self, fit: Callable[[], Any]) -> dict[str, float]:
-        """Returns the seconds of a whole run under each name."""
+    def noted(self, score: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns what scores an engine's models, and notes the job of the first to ask, which is not a student."""
+
+        @functools.wraps(score)
+        def around(engine: Any) -> Any:
+            self.job = engine.job if self.job is None else self.job
+            return score(engine)
+
+        return around
+
+    def run(self, fit: Callable[[], Any], epochs: int) -> dict[str, float]:
+        """Returns the seconds of a whole run under each name, and of what `bare_products` times for each epoch."""
         self._start()
         fit()
         self._lap()
-        return dict(self.seconds)
+        return {**self.seconds, "products": epochs * bare_products(self.job) if self.job else math.nan}
 
 
 def install(clock: Clock) -> None:
@@ -107,6 +123,7 @@ def install(clock: Clock) -> None:
 
     for engine in (LocalEngine, Workers):
         around(engine, "training", "train", "steps")  # the first to ask draws the order of a period's rows
+        engine.score = clock.noted(engine.score)
         around(engine, "evaluation", "score", "snapshot")
     around(loop._Transfers, "transfer", "_transfer")
     around(loop._Transfers, "logging", "_tell", "tell_of_period")
@@ -117,6 +134,40 @@ def install(clock: Clock) -> None:
     around(kinfold.fitting, "loop", "run")
     around(finishing, "loop", "train_student")
     around(kinfold.fitting, "end", "finish")
+
+
+def bare_products(job: Job) -> float:
+    """Returns the seconds of scoring all models once, were it their products alone, each layer's in its faster form."""
+    model = build_starts(job.model, 1, False, job.seed)[0].eval()
+    calls: list[list[Callable[[], Any]]] = []
+
+    def note(layer: nn.Module, given: tuple[torch.Tensor, ...], _: object) -> None:
+        x = given[0]
+        if isinstance(layer, nn.Linear):
+            stack = torch.ones(job.tasks, x.numel() // x.shape[-1], x.shape[-1])
+            weights = torch.ones(job.tasks, *layer.weight.shape).mT
+            together = functools.partial(torch.bmm, stack, weights)
+            calls.append([together, lambda: [torch.mm(*factors) for factors in zip(stack, weights, strict=True)]])
+        elif isinstance(layer, nn.Conv2d):
+            weights, how = torch.ones(job.tasks, *layer.weight.shape), (None, layer.stride, layer.padding)
+            calls.append([lambda: [nn.functional.conv2d(x, weight, *how) for weight in weights]])
+
+    hooks = [layer.register_forward_hook(note) for layer in model.modules()]
+    with torch.no_grad():
+        model(job.inputs.rows(job.validation[0].nonzero().flatten()).float())
+        for hook in hooks:
+            hook.remove()
+        return sum(min(map(_seconds, forms)) for forms in calls)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """The median of some calls."""
+    found = []
+    for _ in range(12):
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found[2:])  # the first find caches cold
 
 
 def digits28() -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,7 +187,7 @@ def measure() -> None:
         case = CASES[asked["case"]]
         folder = Path(tempfile.mkdtemp(dir=asked["folder"]))
         given = {**case, "data": made.get(case["data"], case["data"]), "transfer": asked["rule"], "seed": asked["seed"]}
-        seconds = clock.run(functools.partial(kinfold.fit, **given, out=folder / "run"))
+        seconds = clock.run(functools.partial(kinfold.fit, **given, out=folder / "run"), case["epochs"])
         shutil.rmtree(folder)
         print(json.dumps(seconds), flush=True)
 
@@ -179,7 +230,7 @@ def row(runs: list[dict[str, float]], epochs: int) -> list[str]:
         return 100 * sum(run.get(name, 0.0) for name in names) / run["training"]
 
     every = [quartiles([share(run, *EACH_PERIOD) for run in runs])]
-    every += [f"{statistics.median(share(run, name) for run in runs):.1f}" for name in (*EACH_PERIOD, "beside")]
+    every += [f"{statistics.median(share(run, name) for run in runs):.1f}" for name in (*EACH_PERIOD, *BESIDE)]
     once = [f"{1000 * statistics.median(run.get(name, 0.0) for run in runs):.0f}" for name in ONCE]
     return [f"{1000 * statistics.median(run['training'] / epochs for run in runs):.0f}", *every, *once]
 
@@ -194,7 +245,7 @@ def table(found: dict[tuple[str, str, str], list[dict[str, float]]]) -> list[str
             "training, ms an epoch",
             "all together",
             *EACH_PERIOD,
-            "beside",
+            *BESIDE,
             *(f"{n}, ms" for n in ONCE),
         ]
         lines += ["", f"## {case}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -210,12 +261,14 @@ A period is one epoch, scored, logged and checkpointed. Medians over the runs, i
 same run, to which the drawing of the order of its rows belongs; quartiles in brackets. `evaluation` is scoring on the
 validation rows and keeping best snapshots, `transfer` planning, trying and applying what the rule asks for, `loop` the
 rest of the loop; `beside` is processor time of the thread that writes checkpoints, which takes nothing from training
-where a core is free, and is in no sum. A run's `set-up` (data, splits, audit, trying the model) and `end` (scores of
-all models on all validation sets, estimate, report) are paid once, whatever the number of epochs.
+where a core is free, and is in no sum. Nor is `products`, the least that one scoring of all models can take: the
+products of their linear and convolutional layers alone, measured after the run, in the faster of two forms. A run's
+`set-up` (data, splits, audit, trying the model) and `end` (scores of all models on all validation sets, estimate,
+report) are paid once, whatever the number of epochs.
 
 Scoring every epoch on a fifth of the rows is a forward pass over a quarter as many rows as are trained on: 8 % of the
-operations of training, where a step is three forward passes. So the evaluation alone can be above 5 %, and a rule that
-teaches asks for a pass over all rows besides.
+operations of training, where a step is three forward passes. So the evaluation alone can be above 5 %; a rule that
+tries candidates before it takes them scores twice, and one that teaches asks for a pass over all rows besides.
 """
 
 
