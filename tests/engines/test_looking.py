@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from kinfold.data.base import TensorInputs
-from kinfold.engines import Job
-from kinfold.engines.local import rows_of_a_look
+from kinfold.engines import Job, local
+from kinfold.engines.local import widest_of_linear
 from kinfold.engines.sequential import Sequential
 from kinfold.engines.vectorised import Vectorised
 from kinfold.engines.workers import Workers
@@ -103,23 +103,28 @@ def test_a_candidate_that_is_the_task_scores_as_the_task(job: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "rows"),
+    ("model", "widest"),
     [
-        (nn.Sequential(nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 3)), 2048),
-        (nn.Sequential(nn.Linear(36, 1024), nn.ReLU(), nn.Linear(1024, 3)), 1024),  # whose results are larger
-        (nn.Sequential(nn.Linear(36, 9999), nn.ReLU(), nn.Linear(9999, 3)), 512),
+        (nn.Sequential(nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 3)), 36),
+        (nn.Sequential(nn.Linear(36, 1024), nn.ReLU(), nn.Linear(1024, 3)), 1024),
         (
             nn.Sequential(nn.Unflatten(1, (6, 6)), nn.Linear(6, 8), nn.Flatten(), nn.Linear(48, 3)),
-            512,
+            None,
         ),  # steps of a row
-        (nn.Sequential(nn.Unflatten(1, (1, 36)), nn.Conv1d(1, 2, 1), nn.Flatten(), nn.Linear(72, 3)), 512),
-        (nn.ReLU(), 512),
+        (nn.Sequential(nn.Unflatten(1, (1, 36)), nn.Conv1d(1, 2, 1), nn.Flatten(), nn.Linear(72, 3)), None),
+        (nn.ReLU(), None),
     ],
 )
-def test_linear_layers_look_at_more_rows_at_once(model: nn.Module, rows: int, lab: SimpleNamespace) -> None:
+def test_networks_of_linear_layers(model: nn.Module, widest: int | None, lab: SimpleNamespace) -> None:
     job = lab.make_job(inputs=TensorInputs(torch.zeros(64, 36)))
-    assert rows_of_a_look(job, model) == rows
-    assert rows_of_a_look(dataclasses.replace(job, device=torch.device("cuda")), model) == 512
+    assert widest_of_linear(job, model) == widest
+    assert widest_of_linear(dataclasses.replace(job, device=torch.device("cuda")), model) is None
+
+
+@pytest.mark.parametrize(("width", "rows"), [(8, 2048), (1024, 1024), (9999, 512)])
+def test_they_look_at_as_many_rows_as_caches_hold(width: int, rows: int, lab: SimpleNamespace) -> None:
+    job = lab.make_job(model=lambda: nn.Sequential(nn.Linear(5, width), nn.ReLU(), nn.Linear(width, 3)))
+    assert Vectorised(job)._evaluation_rows == rows
 
 
 @pytest.mark.parametrize("batch_size", [10, 600])
@@ -135,6 +140,91 @@ def test_how_many_rows_go_at_once_changes_rounding_alone(batch_size: int, lab: S
     torch.testing.assert_close(engine.score(), other.score(), rtol=1e-12, atol=1e-12)
     rows = torch.arange(5000)
     torch.testing.assert_close(engine.predict(rows), other.predict(rows), rtol=1e-12, atol=1e-12)
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.fixture
+def joint(lab: SimpleNamespace) -> Job:
+    """Of linear layers, with 200, 190 and 180 validation rows, in a run that is long enough for joint looks."""
+    draw = generator(0, "rows")
+    validation = torch.zeros(3, 500, dtype=torch.bool)
+    for t in range(3):
+        validation[t, 300 + 10 * t :] = True
+    given = {"inputs": TensorInputs(torch.randn(500, 5, generator=draw)), "targets": torch.arange(500) % 3}
+    made: Job = lab.make_job(model=linear, **given, train=~validation, validation=validation, periods=100)
+    return made
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("numbers", [2**21, 3 * 8 * 70])  # in one pass, or in several
+def test_joint_looks_give_what_others_give(joint: Job, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_NUMBERS_TOGETHER", numbers)
+    engine, plain = Vectorised(joint), Vectorised(joint)
+    plain._joint_looker.possible = False
+    for period in (1, 2):
+        for one in (engine, plain):
+            one.train(Segment(period))
+        torch.testing.assert_close(engine.score(), plain.score(), rtol=1e-9, atol=1e-9)
+    assert not plain._joint_looker._programs
+    assert len(engine._joint_looker._programs) == 1
+    rows = torch.arange(500)
+    torch.testing.assert_close(engine.predict(rows), plain.predict(rows), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_some_candidates_score_as_their_tasks_do(joint: Job) -> None:
+    engine = Vectorised(joint)
+    own = engine.score()
+    rows = [mask.nonzero().flatten() for mask in joint.validation]
+    for tasks in ([0, 1, 2], [2, 0], [1]):
+        candidates = engine.stack.take(torch.tensor(tasks))
+        assert torch.equal(engine._scores(candidates, [rows[t] for t in tasks], tasks), own[tasks])
+    assert len(engine._joint_looker._programs) == 1
+    engine._scores(engine.stack, [rows[2]] * 3, [0, 1, 2])  # others' rows
+    assert len(engine._joint_looker._programs) == 1
+
+
+def test_where_a_joint_look_pays(joint: Job, job: Job) -> None:
+    assert Vectorised(joint)._joint_looker.possible
+    assert not Sequential(joint)._joint_looker.possible
+    assert not Vectorised(dataclasses.replace(job, periods=100))._joint_looker.possible  # it convolves
+    assert not Vectorised(dataclasses.replace(joint, periods=66))._joint_looker.possible
+    assert not Vectorised(dataclasses.replace(joint, precision="bf16"))._joint_looker.possible
+    few = joint.validation.clone()
+    few[0, 390:] = False
+    assert not Vectorised(dataclasses.replace(joint, validation=few))._joint_looker.possible
+
+
+@pytest.mark.usefixtures("recorded")
+def test_frozen_parameters_are_looked_at(joint: Job) -> None:
+    with torch.random.fork_rng([]):
+        model = linear()
+    next(model.parameters()).requires_grad_(False)
+    engine, plain = (Vectorised(dataclasses.replace(joint, model=model)) for _ in range(2))
+    plain._joint_looker.possible = False
+    torch.testing.assert_close(engine.score(), plain.score(), rtol=1e-9, atol=1e-9)
+    rows = [mask.nonzero().flatten() for mask in joint.validation]
+    assert torch.equal(engine._scores(engine.stack.take(torch.tensor([1])), [rows[1]], [1]), engine.score()[[1]])
+    assert engine._joint_looker._programs
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_verdict_on_joint_looks_survives_a_checkpoint(joint: Job) -> None:
+    engine = Vectorised(joint)
+    engine.stack.module.register_forward_hook(lambda *_: None)
+    before = engine.score()  # called, since hooks are
+    assert not engine._joint_looker.possible
+    resumed = Vectorised(joint)
+    resumed.restore(*engine.state())
+    assert torch.equal(resumed.score(), engine.score())
+    torch.testing.assert_close(before, engine.score(), rtol=1e-9, atol=1e-9)
+    assert not resumed._joint_looker._programs
+    other = Vectorised(joint)
+    other.restore(*Sequential(joint).state())  # which knows nothing of them
+    assert other._joint_looker.possible
 
 
 class Halves(nn.Module):

@@ -29,10 +29,10 @@ from kinfold.data.base import TensorInputs
 from kinfold.data.streamed import Reading, Streamed, ended_processes_named
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.captured import Captures, MakeGraph, Pass, cuda_graphs
-from kinfold.engines.lift import Lift, detached
+from kinfold.engines.lift import Lift, detached, stacked
 from kinfold.engines.moves import layers_of
 from kinfold.engines.proposals import Donors, Here, Proposal
-from kinfold.engines.recording import Gradients, looker_of, recorder_of
+from kinfold.engines.recording import Gradients, joint_looker_of, looker_of, recorder_of
 from kinfold.engines.seen import Seen
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
@@ -69,6 +69,7 @@ _RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets
 _LOOKED_AT = 512  # rows of a pass that only looks, at least
 _LOOKED_AT_BY_VECTORS = 2048  # likewise at most where a layer's numbers, this many at once, stay in a CPU's caches
 _NUMBERS_AT_ONCE = 2**20
+_NUMBERS_TOGETHER = 2**21  # likewise where all tasks look together
 _APART = 128  # rows from which a CPU scores models faster one by one: stacked, their activations overflow its caches
 
 
@@ -126,6 +127,9 @@ class LocalEngine(Engine):
         self._keys = torch.stack([random.key(job.seed, "method", first + t) for t in range(job.tasks)]).to(self.device)
         self._recorder = recorder_of(job, self.stack.module, self._eager)
         self._looker = looker_of(job, self.stack.module, self._look)
+        self._widest = widest_of_linear(job, self.stack.module)
+        self._joint_looker = joint_looker_of(job, self.stack.module, stacked(self._look), self._looks_jointly())
+        self._meant_jointly = self._joint_looker.possible
         self.threads: int | None = None
         self.goes_back = self.shrinks and self.device.type == "cuda"  # a CPU's system kills, and raises nothing
         self.returns = False
@@ -619,7 +623,8 @@ class LocalEngine(Engine):
                 if not self._apart(len(chunk)):
                     outputs[:, chunk] = self._outputs(stack, x, shared=True).cpu()
                     continue
-                recorded = all(self.verdicts().values()) and len(chunk) == self._evaluation_rows
+                records = self._recorder.possible and self._looker.possible
+                recorded = records and len(chunk) == self._evaluation_rows
                 for t in range(self.job.tasks):
                     missing = (~known[t, chunk]).nonzero().flatten()
                     if recorded and 2 * len(missing) >= len(chunk):  # a recorded pass over all is the faster
@@ -662,6 +667,8 @@ class LocalEngine(Engine):
         again = [torch.equal(own, self._own[t]) for own, t in zip(rows, tasks, strict=True)]
         lengths, size = [len(own) for own in rows], self._evaluation_rows
         with self._evaluating():
+            if all(again) and self._joint_looker.possible and self._recorder.possible:
+                return self._joint_outputs(stack, tasks)
             if self._apart(max(lengths)):
                 # A chunk of each in turn: the tasks have many rows in common, which may be read as they are needed.
                 turns = itertools.zip_longest(*(torch.split(own.to(self.device), size) for own in rows))
@@ -675,6 +682,40 @@ class LocalEngine(Engine):
             batches = self.inputs.batches(torch.split(index.to(self.device), size, dim=1))
             outputs = torch.cat([self._outputs(stack, x, shared=False) for x in batches], 1)
         return [mine[:length] for mine, length in zip(outputs, lengths, strict=True)]
+
+    def _joint_outputs(self, stack: TaskStack, tasks: list[int]) -> list[Float[Tensor, "_ C"]]:
+        """Outputs of k models, which are some tasks' or are to be, on these tasks' validation rows.
+
+        Each has its task's place in a pass of all, whose other places are not read.
+        """
+        places = torch.zeros(self.job.tasks, dtype=torch.int64)
+        places[tasks] = torch.arange(len(tasks))
+        if len(tasks) < self.job.tasks:
+            stack = dataclasses.replace(stack.take(places), frozen=self.stack.frozen)
+        given = stack.params, stack.frozen, stack.buffers
+        found = []
+        for index in self._validation_chunks:
+            nobody = torch.zeros_like(index)
+            batch = Batch(self.inputs.rows(index), nobody, nobody)
+            _, _, seen = self._joint_looker(*given, batch, [], self._keys, "look", record=True)
+            found.append(seen["outputs"])
+        outputs = torch.cat(found, 1)
+        return [outputs[t, : len(self._own[t])] for t in tasks]
+
+    @cached_property
+    def _validation_chunks(self) -> list[Int64[Tensor, "T m"]]:
+        """Every task's validation rows, cycled to one length, in chunks of one size."""
+        assert self._widest is not None
+        most = max(map(len, self._own))
+        count = math.ceil(most * self.job.tasks * self._widest / _NUMBERS_TOGETHER)
+        size = math.ceil(most / count)
+        cycled = torch.stack([own[torch.arange(count * size) % len(own)] for own in self._own])
+        return list(torch.split(cycled, size, dim=1))
+
+    def _looks_jointly(self) -> bool:
+        """Whether all tasks' passes over their validation rows are faster together, once they are recorded."""
+        lengths = [len(own) for own in self._own]
+        return self.fuse and self._widest is not None and 0 < max(lengths) <= 2 * min(lengths)
 
     def _outputs(self, stack: TaskStack, x: Rows, shared: bool) -> Float[Tensor, "k m C"]:
         """Outputs of k models together, on the same rows [m, …] or each on its own [k, m, …]."""
@@ -713,6 +754,7 @@ class LocalEngine(Engine):
         """Within, models are evaluated."""
         self.stack.module.eval()
         self._looker.refresh()
+        self._joint_looker.refresh()
         # Seeded, since a model may draw even in eval mode, and the caller's random state is not ours to move.
         seeded = random.seeded(self.device, self.job.seed, "evaluate")
         with ended_processes_named(), torch.no_grad(), seeded, self._autocast():
@@ -732,7 +774,8 @@ class LocalEngine(Engine):
 
     @cached_property
     def _evaluation_rows(self) -> int:
-        return max(rows_of_a_look(self.job, self.stack.module), 4 * self.job.batch_size)
+        fits = 0 if self._widest is None else min(_LOOKED_AT_BY_VECTORS, _NUMBERS_AT_ONCE // self._widest)
+        return max(_LOOKED_AT, fits, 4 * self.job.batch_size)
 
     def snapshot(self, tasks: Bool[Tensor, " T"]) -> None:
         if not bool(tasks.any()):
@@ -1002,12 +1045,19 @@ class LocalEngine(Engine):
 
     def verdicts(self) -> dict[str, bool]:
         """Returns whether steps, and passes that look, are recorded, as far as is known."""
-        return {"recordable": self._recorder.possible, "lookable": self._looker.possible}
+        # Where joint looks are not meant, such as by another engine, nothing is known of them.
+        jointly = self._joint_looker.possible or not self._meant_jointly
+        return {
+            "recordable": self._recorder.possible,
+            "lookable": self._looker.possible,
+            "jointly_lookable": jointly,
+        }
 
     def judge(self, verdicts: dict[str, Any]) -> None:
         """Takes over what was found to be impossible."""
         self._recorder.possible &= verdicts["recordable"]
         self._looker.possible &= verdicts.get("lookable", True)  # older checkpoints do not say
+        self._joint_looker.possible &= verdicts.get("jointly_lookable", True)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         moments, others = self.updater.state()
@@ -1238,10 +1288,10 @@ def example_rows(job: Job) -> Rows:
     return job.inputs.rows(job.train[0].nonzero().flatten()[:2])
 
 
-def rows_of_a_look(job: Job, model: nn.Module) -> int:
-    """Returns how many rows go at once through a pass that only looks.
+def widest_of_linear(job: Job, model: nn.Module) -> int | None:
+    """Returns the width of the widest layer of a network of linear layers over whole rows, None of another.
 
-    A pass of linear layers over vectors is so short on a CPU that its beginning counts; others' results leave caches.
+    On a CPU such a network's passes that look are so short that their beginnings count; others' results leave caches.
 
     Args:
         job: whose rows they are.
@@ -1251,11 +1301,10 @@ def rows_of_a_look(job: Job, model: nn.Module) -> int:
     linear = [layer for layer in own if isinstance(layer, nn.Linear)]
     plain = bool(linear) and all(isinstance(layer, (nn.Linear, _BatchNorm, nn.LayerNorm)) for layer in own)
     if job.device.type != "cpu" or not plain or not isinstance(job.inputs, TensorInputs):
-        return _LOOKED_AT
+        return None
     if linear[0].in_features != job.inputs.values[0].numel():  # it sees a part of a row, such as a step of a series
-        return _LOOKED_AT
-    widest = max(max(layer.in_features, layer.out_features) for layer in linear)
-    return max(_LOOKED_AT, min(_LOOKED_AT_BY_VECTORS, _NUMBERS_AT_ONCE // widest))
+        return None
+    return max(max(layer.in_features, layer.out_features) for layer in linear)
 
 
 def start_stack(job: Job, generation: int = 0, first: int = 0, apart: bool = False) -> TaskStack:

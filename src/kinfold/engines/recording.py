@@ -44,6 +44,9 @@ _LARGEST = 1000
 _LOOKS = {True: 3, False: 100}
 """Periods from which on a recorded look saves more than it costs to make, of models that pool their maxima or not."""
 
+_LOOKS_TOGETHER = 200
+"""Tasks times periods from which on a recorded look of all tasks together saves more than it costs to make."""
+
 _CONSTANT = (
     *(type, enum.Enum, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
     *(torch.dtype, torch.device, torch.Size, torch.memory_format),
@@ -188,6 +191,19 @@ def looker_of(job: Job, model: nn.Module, look: Step) -> Recorder:
     pays = job.device.type == "cpu" and job.periods >= _LOOKS[pools]
     # A replay is under the autocast of the looks, and would cast once more what the model keeps in float32.
     return Recorder(look, (model,), _TOLERANCE[job.precision], pays and job.precision != "bf16")
+
+
+def joint_looker_of(job: Job, model: nn.Module, look: Step, pays: bool) -> Recorder:
+    """Returns what records a pass in which all tasks look together, where that is faster and the run is long enough.
+
+    Args:
+        job: of these tasks.
+        model: their common structure.
+        look: a pass of all tasks.
+        pays: whether it is faster, but for its recording.
+    """
+    long = job.tasks > 1 and job.tasks * job.periods >= _LOOKS_TOGETHER
+    return Recorder(look, (model,), _TOLERANCE[job.precision], pays and long and job.precision != "bf16")
 
 
 def _program(step: Step, arguments: tuple[Any, ...]) -> Callable[..., Gradients]:

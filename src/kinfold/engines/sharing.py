@@ -286,7 +286,7 @@ def joined_states(parts: Sequence[EngineState], shares: Sequence[slice]) -> Engi
     tensors |= {f"optimizer/{key}": value for key, value in optimizers.items()}
     values = {**values, "optimizers": others, "visits": sum(own["visits"] for _, own in parts)}
     values["together"] = [count for _, own in parts for count in own["together"]]
-    for verdict in ("recordable", "lookable"):
+    for verdict in ("recordable", "lookable", "jointly_lookable"):
         values[verdict] = all(own[verdict] for _, own in parts)
     return tensors, values
 
