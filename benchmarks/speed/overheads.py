@@ -45,8 +45,8 @@ from kinfold.tasks.state import build_starts
 
 RULES = ("none", "distil", "amto", "papa", "teach")
 CASES: dict[str, dict[str, Any]] = {
-    "digits, MLP, T = 8": {"model": "mlp", "data": "digits", "tasks": 8, "epochs": 10},
-    "digits, MLP, T = 16": {"model": "mlp", "data": "digits", "tasks": 16, "epochs": 10},
+    "digits, MLP, T = 8": {"model": "mlp", "data": "digits", "tasks": 8, "epochs": 60},
+    "digits, MLP, T = 16": {"model": "mlp", "data": "digits", "tasks": 16, "epochs": 60},
     "digits at 28×28, LeNet-5, T = 8": {"model": "lenet5", "data": "digits28", "tasks": 8, "epochs": 10},
     "letter, MLP, T = 8": {"model": "mlp", "data": "letter", "tasks": 8, "epochs": 4},
 }
