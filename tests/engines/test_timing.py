@@ -129,6 +129,24 @@ def test_the_share_of_a_few_tasks_stands_for_all(lab: SimpleNamespace, monkeypat
     assert found["few"] == 3 * found["all"]
 
 
+@pytest.mark.parametrize(("other", "blocks"), [(0.52, 9), (0.6, 5), (0.9, 1)])
+def test_forms_that_are_level_are_timed_further(
+    lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, other: float, blocks: int
+) -> None:
+    names = {Sequential: "one", Vectorised: "other"}
+    timed = {"one": 0, "other": 0}
+
+    def took(engine: Engine, segment: timing.Segment) -> float:
+        timed[names[type(engine)]] += 1
+        return 0.5 if isinstance(engine, Sequential) else other
+
+    monkeypatch.setattr(timing, "_timed", took)
+    found = seconds_a_step({"one": Form(Sequential), "other": Form(Vectorised)}, lab.make_job())
+    assert found == {"one": 0.5, "other": other}
+    settling = 2  # calls before a form's blocks
+    assert timed == {"one": settling + max(5, blocks), "other": settling + blocks}
+
+
 def test_first_tasks_are_a_job_of_their_own(lab: SimpleNamespace) -> None:
     makers = [partial(torch.optim.SGD, lr=rate) for rate in (0.1, 0.2, 0.3)]
     few = first_tasks(lab.make_job(optimizer=makers), 2)

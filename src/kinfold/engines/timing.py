@@ -22,8 +22,10 @@ from kinfold.engines.sequential import Sequential
 from kinfold.tasks.order import Segment
 
 _ROUNDS = 5
+_FURTHER_ROUNDS = 4  # of those that are level after these
 _BLOCK_SECONDS = 0.1
 _OUT_OF_IT = 1.5  # times the best time: not timed again
+_LEVEL = 1.1  # likewise, in the further rounds
 _WORTH_TIMING = 3.0  # seconds that one task's steps must take in all, for numbers of threads to be timed
 _PERIOD = UNRECORDED + 1  # so far on in a run that steps are recorded, whatever the number of steps a period has
 
@@ -44,9 +46,10 @@ class Form:
 
 
 def seconds_a_step(forms: Mapping[str, Form], job: Job) -> dict[str, float]:
-    """Returns the seconds that a step of all tasks takes in each form: the median of five blocks, taken in turns.
+    """Returns the seconds that a step of all tasks takes in each form: the median of some blocks, taken in turns.
 
     The least would be that of a form which is fast by luck: processes wait for each other, some steps more than others.
+    Forms that are level after five rounds are timed in four more.
 
     Args:
         forms: by name; one that cannot be started or stepped is left out.
@@ -62,10 +65,13 @@ def seconds_a_step(forms: Mapping[str, Form], job: Job) -> dict[str, float]:
             except Exception:  # nosec B112  # the user's model and methods, which may raise anything; memory
                 continue
         times: dict[str, list[float]] = {name: [] for name in blocks}
-        for _ in range(_ROUNDS):
+        for number in range(_ROUNDS + _FURTHER_ROUNDS):
             best = {name: min(found, default=0.0) for name, found in times.items()}
-            least = min(best.values(), default=0.0)
-            for name in [name for name in best if best[name] <= _OUT_OF_IT * least]:
+            most = min(best.values(), default=0.0) * (_OUT_OF_IT if number < _ROUNDS else _LEVEL)
+            left = [name for name in best if best[name] <= most]
+            if number >= _ROUNDS and len(left) == 1:
+                break
+            for name in left:
                 try:
                     times[name].append(blocks[name].seconds() * forms[name].share)
                 except Exception:  # as above: another batch, or less memory
