@@ -714,8 +714,9 @@ class LocalEngine(Engine):
 
     def _looks_jointly(self) -> bool:
         """Whether all tasks' passes over their validation rows are faster together, once they are recorded."""
-        lengths = [len(own) for own in self._own]
-        return self.fuse and self._widest is not None and 0 < max(lengths) <= 2 * min(lengths)
+        shortest, longest = min(map(len, self._own)), max(map(len, self._own))
+        alike = 0 < longest <= 2 * shortest
+        return self.fuse and self._widest is not None and alike and longest <= 2 * _LOOKED_AT_BY_VECTORS
 
     def _outputs(self, stack: TaskStack, x: Rows, shared: bool) -> Float[Tensor, "k m C"]:
         """Outputs of k models together, on the same rows [m, …] or each on its own [k, m, …]."""

@@ -220,7 +220,7 @@ def _overwrite(node: Node, overwritten: set[Node]) -> None:
     """
     if node.target is _aten.add.Tensor and not node.kwargs:
         bias, product = node.args
-        if is_only_here(product, _aten.bmm.default) and _form(node) == _form(product):
+        if is_only_here(product, _aten.bmm.default) and _form(node) == _form(product) and _lies_as(node, product):
             node.target, node.args = _aten.add_.Tensor, (product, bias)
             overwritten.add(node)
     elif node.target is _aten.relu.default and overwritten.intersection(node.all_input_nodes):
@@ -228,7 +228,7 @@ def _overwrite(node: Node, overwritten: set[Node]) -> None:
             node.target = _aten.relu_.default
     elif node.target is _aten.threshold_backward.default and is_only_here(node.args[0], _aten.bmm.default):
         product = node.args[0]
-        if _lies_as(node, product):  # what follows may be views that hang on it
+        if _lies_as(node, product):
             node.target, node.kwargs = _aten.threshold_backward.grad_input, {"grad_input": product}
 
 
@@ -256,6 +256,7 @@ def _is_dense(matrices: Tensor) -> bool:
 
 
 def _lies_as(node: Node, other: Node) -> bool:
+    """Whether two results have the same order in memory, on which views after them may hang."""
     return bool(node.meta["val"].stride() == other.meta["val"].stride())
 
 
