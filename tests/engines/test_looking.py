@@ -154,7 +154,7 @@ def joint(lab: SimpleNamespace) -> Job:
     for t in range(3):
         validation[t, 300 + 10 * t :] = True
     given = {"inputs": TensorInputs(torch.randn(500, 5, generator=draw)), "targets": torch.arange(500) % 3}
-    made: Job = lab.make_job(model=linear, **given, train=~validation, validation=validation, periods=100)
+    made: Job = lab.make_job(model=linear, **given, train=~validation, validation=validation, periods=150)
     return made
 
 
@@ -191,7 +191,7 @@ def test_where_a_joint_look_pays(joint: Job, job: Job) -> None:
     assert Vectorised(joint)._joint_looker.possible
     assert not Sequential(joint)._joint_looker.possible
     assert not Vectorised(dataclasses.replace(job, periods=100))._joint_looker.possible  # it convolves
-    assert not Vectorised(dataclasses.replace(joint, periods=66))._joint_looker.possible
+    assert not Vectorised(dataclasses.replace(joint, periods=133))._joint_looker.possible
     assert not Vectorised(dataclasses.replace(joint, precision="bf16"))._joint_looker.possible
     few = joint.validation.clone()
     few[0, 390:] = False

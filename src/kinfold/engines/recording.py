@@ -44,7 +44,7 @@ _LARGEST = 1000
 _LOOKS = {True: 3, False: 100}
 """Periods from which on a recorded look saves more than it costs to make, of models that pool their maxima or not."""
 
-_LOOKS_TOGETHER = 200
+_LOOKS_TOGETHER = 400
 """Tasks times periods from which on a recorded look of all tasks together saves more than it costs to make."""
 
 _CONSTANT = (
