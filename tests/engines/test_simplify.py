@@ -97,11 +97,18 @@ def test_a_view_goes_with_how_a_product_lies() -> None:
     assert torch.allclose(simplified(function, *given).forward(*given), function(*given))
 
 
-def test_what_lies_otherwise_is_not_written_over() -> None:
-    def function(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
-        masked = torch.ops.aten.threshold_backward(torch.bmm(a, b), hidden.permute(1, 0, 2), 0)
-        total = torch.zeros(2).add_(masked.sum((1, 2)))  # an operation that writes, so that views stay views
-        return masked.permute(1, 0, 2).view(4, 10) * total.sum()
+@pytest.mark.parametrize(
+    "combined",
+    [
+        lambda product, other: torch.ops.aten.threshold_backward(product, other, 0),
+        lambda product, other: other + product,
+    ],
+)
+def test_what_lies_otherwise_is_not_written_over(combined: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def function(a: Tensor, b: Tensor, other: Tensor) -> Tensor:
+        y = combined(torch.bmm(a, b), other.permute(1, 0, 2))
+        total = torch.zeros(2).add_(y.sum((1, 2)))  # an operation that writes, so that views stay views
+        return y.permute(1, 0, 2).view(4, 10) * total.sum()
 
     draw = random.generator(0, "test")
     given = [torch.randn(shape, generator=draw) for shape in ((2, 4, 3), (2, 3, 5), (4, 2, 5))]

@@ -678,7 +678,7 @@ class LocalEngine(Engine):
                 for (t, _), x in zip(chunks, batches, strict=True):
                     found[t].append(self._outputs_of(stack, t, x, again[t]))
                 return [torch.cat(parts) for parts in found]
-            index = torch.stack([own[torch.arange(max(lengths)) % len(own)] for own in rows])  # cycled to one length
+            index = _cycled(rows, max(lengths))
             batches = self.inputs.batches(torch.split(index.to(self.device), size, dim=1))
             outputs = torch.cat([self._outputs(stack, x, shared=False) for x in batches], 1)
         return [mine[:length] for mine, length in zip(outputs, lengths, strict=True)]
@@ -709,8 +709,7 @@ class LocalEngine(Engine):
         most = max(map(len, self._own))
         count = math.ceil(most * self.job.tasks * self._widest / _NUMBERS_TOGETHER)
         size = math.ceil(most / count)
-        cycled = torch.stack([own[torch.arange(count * size) % len(own)] for own in self._own])
-        return list(torch.split(cycled, size, dim=1))
+        return list(torch.split(_cycled(self._own, count * size), size, dim=1))
 
     def _looks_jointly(self) -> bool:
         """Whether all tasks' passes over their validation rows are faster together, once they are recorded."""
@@ -1487,6 +1486,11 @@ def parameter_of(name: str, state: Tensor, params: Params) -> str | None:
 def _followed(donors: Donors, learn: Bool[Tensor, " T"], name: str, slot: str, moments: Tensor) -> Tensor:
     mine = learn.to(moments.device).view(-1, *[1] * (moments.ndim - 1))
     return torch.where(mine, donors.after(f"moments/{name}/{slot}", name, moments), moments)
+
+
+def _cycled(rows: list[Int64[Tensor, " _"]], length: int) -> Int64[Tensor, "k length"]:
+    """Rows of each of several, repeated in their order until there are so many."""
+    return torch.stack([own[torch.arange(length) % len(own)] for own in rows])
 
 
 def _at(x: Rows, index: Int64[Tensor, " m"]) -> Rows:
