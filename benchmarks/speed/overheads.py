@@ -261,10 +261,10 @@ A period is one epoch, scored, logged and checkpointed. Medians over the runs, i
 same run, to which the drawing of the order of its rows belongs; quartiles in brackets. `evaluation` is scoring on the
 validation rows and keeping best snapshots, `transfer` planning, trying and applying what the rule asks for, `loop` the
 rest of the loop; `beside` is processor time of the thread that writes checkpoints, which takes nothing from training
-where a core is free, and is in no sum. Nor is `products`, the least that one scoring of all models can take: the
-products of their linear and convolutional layers alone, measured after the run, in the faster of two forms. A run's
-`set-up` (data, splits, audit, trying the model) and `end` (scores of all models on all validation sets, estimate,
-report) are paid once, whatever the number of epochs.
+where a core is free, and is in no sum. Nor is `products`, about the least that one scoring of all models can take: the
+products of their linear and convolutional layers alone, by PyTorch's own calls in the faster of two forms, measured
+after the run. A run's `set-up` (data, splits, audit, trying the model) and `end` (scores of all models on all
+validation sets, estimate, report) are paid once, whatever the number of epochs.
 
 Scoring every epoch on a fifth of the rows is a forward pass over a quarter as many rows as are trained on: 8 % of the
 operations of training, where a step is three forward passes. So the evaluation alone can be above 5 %; a rule that

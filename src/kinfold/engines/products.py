@@ -1,8 +1,8 @@
 """Matrix products that MKL takes too long for, in other ways.
 
-PyTorch multiplies float32 matrices by MKL, which takes AVX-512 on Intel's processors alone. There it takes up to three
-times as long as need be where the second factor is transposed in memory, as a linear layer's weight is, and sums have
-more terms than there are columns; not so where they are taken in parts.
+PyTorch multiplies float32 matrices by MKL, which takes AVX-512 on Intel's processors alone. There it takes up to two
+and a half times as long as need be where the second factor is transposed in memory, as a linear layer's weight is, and
+sums have more terms than there are columns; not so where they are taken in parts.
 
 On others that have AVX-512 oneDNN, which PyTorch brings for convolutions, takes half of the time where matrices are
 large enough to outweigh its slower calls. PyTorch hands float32 products to oneDNN where these may be rounded to
