@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, fx, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -220,7 +222,8 @@ def _program(step: Step, arguments: tuple[Any, ...]) -> Callable[..., Gradients]
         names[:] = [list(grads), list(buffers)]
         return [losses, *grads.values(), *buffers.values()]
 
-    with torch.enable_grad():
+    # The forms of tensors are noted in a mode that `make_fx` else makes for each, a third of its time.
+    with torch.enable_grad(), tracing(TracingContext(FakeTensorMode())):
         module = make_fx(flat)(*tensors)
     if any(map(_sized_by_data, module.graph.nodes)):
         raise ValueError("a tensor's size depends on data")
