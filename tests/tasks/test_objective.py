@@ -304,6 +304,22 @@ def test_scores_of_several_tasks_are_those_of_each(rows, dtype):
                 assert str(objective.scores(outputs, targets, counts)) == str([objective.score(*one) for one in given])
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10, 15, 16, 40])
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e37])
+def test_scores_of_few_and_many_classes_are_torchs(classes, scale):
+    generator = torch.Generator().manual_seed(classes)
+    outputs = [scale * torch.randn(count, classes, generator=generator) for count in (300, 200)]  # the sum may overflow
+    targets = [torch.randint(classes, (len(own),), generator=generator) for own in outputs]
+    objective = make_objective("classification", classes, None, None, CPU, torch.float32)
+    for (share, loss), own, y in zip(objective.scores(outputs, targets), outputs, targets, strict=True):
+        assert share == float((own.argmax(1) == y).double().mean())
+        torch.testing.assert_close(torch.tensor(loss), F.cross_entropy(own, y))
+
+
+def test_the_first_of_equal_classes_counts():
+    assert accuracy(torch.ones(3, 4), torch.tensor([0, 1, 0])) == 2 / 3
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_one_tasks_scores_are_nan_and_not_the_others(bad):
     outputs, targets = [torch.eye(3), torch.eye(3)], [torch.arange(3)] * 2

@@ -102,7 +102,9 @@ class Job:
     ) -> Float[Tensor, "k 2"]:
         """Returns `score` of k models, each on rows of its own, in float64."""
         weights = None if self.weights is None else [self.weights[own] for own in rows]
-        pairs = self.objective.scores(outputs, [self.targets[own] for own in rows], weights)
+        lengths = [len(own) for own in rows]
+        targets = torch.split(self.targets[torch.cat(list(rows))], lengths) if lengths else []
+        pairs = self.objective.scores(outputs, targets, weights)
         return torch.tensor(pairs, dtype=torch.float64)
 
 

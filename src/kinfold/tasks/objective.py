@@ -24,6 +24,9 @@ LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 MetricFunction: TypeAlias = Callable[[Tensor, Tensor], float]
 WeightedMetricFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor], float]
 
+_FEWEST = 3
+"""Classes from which on it pays to fill a vector with others."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -53,7 +56,7 @@ def accuracy(
     outputs: Float[Tensor, "N C"], targets: Shaped[Tensor, " N"], weights: Float[Tensor, " N"] | None = None
 ) -> float:
     """Returns the share of rows, by their weights, whose largest output is their class."""
-    return float(_mean((outputs.argmax(1) == targets).double(), weights))
+    return float(_mean((outputs.max(1).indices == targets).double(), weights))
 
 
 def r2(
@@ -228,14 +231,14 @@ class Objective:
         if weights is not None:
             return [self.score(*given) for given in zip(outputs, targets, weights, strict=True)]
         usual = self.metric.compute is accuracy and _is_plain_cross_entropy(self.score_loss)
-        usual = usual and all(y.ndim == 1 and not y.is_floating_point() for y in targets)
+        usual = usual and all(map(_are_classes, targets))
         together = torch.cat(list(outputs)) if outputs and usual else None
-        if together is None or not bool(together.isfinite().all()):
+        if together is None or not bool(together.sum().isfinite()):  # or finite, but for their sum
             return [self.score(*given) for given in zip(outputs, targets, strict=True)]
         lengths = [len(y) for y in targets]
-        right = torch.split(together.argmax(1) == torch.cat(list(targets)), lengths)
+        right = torch.split(together.max(1).indices == torch.cat(list(targets)), lengths)
         shares = torch.stack([own.count_nonzero() for own in right]).double() / torch.tensor(lengths)
-        logs = torch.split(F.log_softmax(together, 1), lengths)
+        logs = torch.split(_log_probabilities(together), lengths)
         losses = [F.nll_loss(own, y) for own, y in zip(logs, targets, strict=True)]
         metrics = map(self.metric.oriented, shares.tolist())
         return list(zip(metrics, torch.stack(losses).tolist(), strict=True))
@@ -249,6 +252,8 @@ class Objective:
         """Returns the loss of one task's outputs, of rows that count by their weights, where there are any."""
         shaped = align(outputs, targets)
         same = targets.to(shaped.dtype) if targets.is_floating_point() else targets
+        if weights is None and _is_plain_cross_entropy(self.score_loss) and _are_classes(targets):
+            return float(F.nll_loss(_log_probabilities(shaped), targets))
         if weights is None:
             return float(self.score_loss(shaped, same))
         losses, by_class = self.score_row_loss(shaped, same), _row_weight(self.score_loss)(same)
@@ -312,6 +317,22 @@ class ClassCrossEntropy(nn.CrossEntropyLoss):
         if self.reduction != "mean" or input.ndim != 2 or target.ndim != 1:
             return super().forward(input, target)
         return -F.log_softmax(input, 1).gather(1, target[:, None]).mean()
+
+
+def _are_classes(targets: Shaped[Tensor, "N *K"]) -> bool:
+    return targets.ndim == 1 and not targets.is_floating_point()
+
+
+def _log_probabilities(outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N _"]:
+    """The logarithm of softmax, of each row the same whatever rows are beside it.
+
+    Torch's kernel takes a row's classes as a vector; those that do not fill one it adds up number by number. So they
+    are filled up, with classes of no probability.
+    """
+    lanes = (64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32) // outputs.element_size()
+    if outputs.dtype == torch.float32 and _FEWEST <= outputs.shape[1] < lanes:
+        outputs = F.pad(outputs, (0, lanes - outputs.shape[1]), value=-math.inf)
+    return F.log_softmax(outputs, 1)
 
 
 def _is_plain_cross_entropy(loss: LossFunction) -> bool:
