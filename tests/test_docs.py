@@ -1,7 +1,8 @@
 """Every command and every Python example of the documentation runs, in the order in which a reader meets them.
 
-Training is cut to a few epochs and commands are kept quiet; nothing else is changed. A reader's own tables, pictures,
-modules and runs are at hand. What cannot run here says why, in a comment on the line before its block.
+Training is cut to a few epochs, the digits to a third of their rows, and commands are kept quiet; nothing else is
+changed. A reader's own tables, pictures, modules and runs are at hand. What cannot run here says why, in a comment on
+the line before its block.
 """
 
 import re
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 import yaml
+from sklearn.utils import Bunch
 from torch.utils.data import TensorDataset
 
 from kinfold.cli import main
@@ -30,6 +33,7 @@ _BEFORE = {  # runs of the reader's own that a page speaks of
 }
 
 _LONG = ("tutorials/series.md", "tutorials/texts.md")
+_ELSEWHERE = ("sklearn.md",)  # tests/test_sklearn.py runs it in a process of its own
 
 
 def blocks(page):
@@ -65,7 +69,11 @@ def run_commands(content, capsys):
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(p, marks=[pytest.mark.slow] if p in _LONG else []) for p in PAGES if any(blocks(p))],
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in _LONG else [])
+        for page in PAGES
+        if any(blocks(page)) and page not in _ELSEWHERE
+    ],
 )
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch, capsys, belongings):
     import kinfold
@@ -77,8 +85,14 @@ def test_what_a_page_shows_runs(page, tmp_path, monkeypatch, capsys, belongings)
             options["epochs"] = 3
         return fit(*given, **options)
 
-    fit = kinfold.fit
+    def few_digits(return_X_y=False):
+        digits = load_digits()
+        fewer = Bunch(**{part: digits[part][:600] for part in ("data", "target", "images")})
+        return (fewer.data, fewer.target) if return_X_y else fewer
+
+    fit, load_digits = kinfold.fit, sklearn.datasets.load_digits
     monkeypatch.setattr(kinfold, "fit", shortly)
+    monkeypatch.setattr(sklearn.datasets, "load_digits", few_digits)
     for module in ("mine", "my_package", "my_package.my_module"):  # nothing of this folder stays imported
         monkeypatch.setitem(sys.modules, module, sys)
         monkeypatch.delitem(sys.modules, module)
