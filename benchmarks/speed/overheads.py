@@ -95,13 +95,13 @@ class Clock:
 
         return around
 
-    def noted(self, score: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns what scores an engine's models, and notes the job of the first to ask, which is not a student."""
+    def noted(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns what trains the tasks of a job, and notes which."""
 
-        @functools.wraps(score)
-        def around(engine: Any) -> Any:
-            self.job = engine.job if self.job is None else self.job
-            return score(engine)
+        @functools.wraps(run)
+        def around(engine: Any, job: Job, *arguments: Any, **named: Any) -> Any:
+            self.job = job
+            return run(engine, job, *arguments, **named)
 
         return around
 
@@ -123,7 +123,6 @@ def install(clock: Clock) -> None:
 
     for engine in (LocalEngine, Workers):
         around(engine, "training", "train", "steps")  # the first to ask draws the order of a period's rows
-        engine.score = clock.noted(engine.score)
         around(engine, "evaluation", "score", "snapshot")
     around(loop._Transfers, "transfer", "_transfer")
     around(loop._Transfers, "logging", "_tell", "tell_of_period")
@@ -131,6 +130,7 @@ def install(clock: Clock) -> None:
     around(kinfold.fitting._History, "logging", "__call__")
     around(loop.Progress, "checkpoints", "save")
     around(checkpoint.Checkpoints, "checkpoints", "save", "__exit__", "_write")
+    kinfold.fitting.run = clock.noted(kinfold.fitting.run)
     around(kinfold.fitting, "loop", "run")
     around(finishing, "loop", "train_student")
     around(kinfold.fitting, "end", "finish")
