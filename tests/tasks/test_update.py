@@ -11,7 +11,8 @@ from torch.optim import lr_scheduler as schedules
 
 from kinfold import files
 from kinfold.errors import InputError
-from kinfold.tasks.update import ELEMENTWISE, ONE_KERNEL, Updater, clip_rows, in_step, lanes_of
+from kinfold.tasks.kernels import ONE_KERNEL
+from kinfold.tasks.update import ELEMENTWISE, Updater, clip_rows, in_step, lanes_of
 
 T = 3
 SHAPES = {"weight": (4, 3), "bias": (4,), "scale": ()}

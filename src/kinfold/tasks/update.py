@@ -27,6 +27,7 @@ from kinfold.errors import InputError
 from kinfold.importing import one_line
 from kinfold.methods.base import Params
 from kinfold.methods.chain import step_by
+from kinfold.tasks.kernels import ONE_KERNEL, step_by_kernel
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler: TypeAlias = Callable[[Optimizer], Any]
@@ -100,9 +101,6 @@ ELEMENTWISE: frozenset[type[Optimizer]] = frozenset(
     }
 )
 """Optimizers whose step on a stack is the steps on its rows. Others (Adafactor) silently couple stacked tasks."""
-
-ONE_KERNEL: frozenset[type[Optimizer]] = frozenset({torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW})
-"""Those of them that torch can run as one kernel, which reads and writes every number once."""
 
 _KERNELS = ("foreach", "fused")
 """Options that choose between forms of the same step."""
@@ -192,12 +190,15 @@ class Updater:
 
     def _step(self, i: int, parameters: dict[str, nn.Parameter], grads: Params) -> None:
         optimizer = self._optimizers[i]
-        own = {name: parameter for name, parameter in parameters.items() if name in grads}
-        for name, parameter in own.items():
-            parameter.grad = _laid_out_as(parameter, grads[name])
-        with _without_kernel(optimizer) if _beyond_kernel(optimizer, own.values()) else nullcontext():
-            step_by(optimizer, self._factors[i])  # factors that differ are never fused
-        for parameter in own.values():
+        own = {p: _laid_out_as(p, grads[name]) for name, p in parameters.items() if name in grads}
+        factor = self._factors[i]  # those that differ are never fused
+        if step_by_kernel(optimizer, own, factor):
+            return
+        for parameter, grad in own.items():
+            parameter.grad = grad
+        with _without_kernel(optimizer) if _beyond_kernel(optimizer, own) else nullcontext():
+            step_by(optimizer, factor)
+        for parameter in own:
             parameter.grad = None  # its memory is free for the next step's
 
     def scale(self, factors: Sequence[float]) -> None:
