@@ -33,10 +33,9 @@ class OneByOne(LocalEngine, abc.ABC):
         if stack.tasks > 1:
             return self._lifted(stack.params, stack.frozen, stack.buffers, batch, states, keys)
         # A lane's one task, without the loop's taking apart and putting together, which cost as much as a small step.
-        params, frozen, buffers = map(_first, (stack.params, stack.frozen, stack.buffers))
-        own = [_first(state) for state in states]
+        own = [{name: value[0] for name, value in state.items()} for state in states]
         temperature = self._temperature()
-        losses, grads, after = self._recorder(params, frozen, buffers, batch.first(), own, keys[0], temperature, record)
+        losses, grads, after = self._recorder(*stack.first, batch.first(), own, keys[0], temperature, record)
         return losses[None], {n: g[None] for n, g in grads.items()}, {n: b[None] for n, b in after.items()}
 
     def _eager(
@@ -66,7 +65,3 @@ class Sequential(OneByOne):
     """Each task takes all its steps of a segment, then the next one does."""
 
     name = "sequential"
-
-
-def _first(tensors: Params) -> Params:
-    return {name: value[0] for name, value in tensors.items()}

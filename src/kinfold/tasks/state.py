@@ -8,6 +8,7 @@ device and precision are settled as the stack is made.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -43,6 +44,14 @@ class TaskStack:
     def tasks(self) -> int:
         """T."""
         return len(next(iter(self.params.values())))
+
+    @cached_property
+    def first(self) -> tuple[Params, Params, Params]:
+        """Parameters, frozen parameters and buffers of the first task, as views, which share the memory."""
+        params, frozen, buffers = (
+            {name: value[0] for name, value in part.items()} for part in (self.params, self.frozen, self.buffers)
+        )
+        return params, frozen, buffers
 
     def rows(self, tasks: slice) -> "TaskStack":
         """Returns neighbouring tasks as views, which share the memory."""
