@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kinfold import random
-from kinfold.data.base import TensorInputs
+from kinfold.data.base import TensorInputs, taken
 from kinfold.data.streamed import Reading, Streamed, ended_processes_named
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.captured import Captures, MakeGraph, Pass, cuda_graphs
 from kinfold.engines.lift import Lift, detached, stacked
 from kinfold.engines.moves import layers_of
+from kinfold.engines.prepared import Prepared
 from kinfold.engines.proposals import Donors, Here, Proposal
 from kinfold.engines.recording import Gradients, joint_looker_of, looker_of, recorder_of
 from kinfold.engines.seen import Seen
@@ -96,6 +97,9 @@ class LocalEngine(Engine):
 
     shrinks: bool
     """Whether fewer tasks can go through a pass at once, so that it takes less memory."""
+
+    alone: bool
+    """Whether what is recorded is a step of one task, without an axis of tasks."""
 
     in_turns: bool
     """Whether the groups of a segment take their steps in turns, and `advance` stops between them."""
@@ -217,20 +221,28 @@ class LocalEngine(Engine):
         groups = [group for lane in self._lanes() for group in self._groups(lane, segment)]
         # Made once a group: on a GPU, a tensor made on the host is a wait.
         parts = {id(group): Some(group.tasks, self.stack) for group in groups}
+        prepared: dict[int, Prepared | None] = {}
         orders = {name: (some.of(padded), some.of(keys)) for name, some in parts.items()}
         walk = contextlib.closing(self._walk(groups, segment))
         with using_threads(self.threads), ended_processes_named(), walk as steps:
-            for taken in steps:
-                if taken is None:
+            for turn in steps:
+                if turn is None:
                     yield
                     continue
-                group, step = taken
+                group, step = turn
                 some, (rows, key) = parts[id(group)], orders[id(group)]
                 index = rows[:, step * job.batch_size : step * job.batch_size + group.size]
                 # By the period, and not by what this process did: it may go on with a run.
                 record = group.long and (segment.period - 1) * group.end + step >= UNRECORDED
                 drawn = random.fold_in(key, step) if drawing else key
-                some.add(total, self._step(some, index, drawn, group.updates(step), record))
+                swift = prepared.get(id(group))
+                if swift is not None:
+                    some.add(total, swift(index, drawn))
+                    continue
+                losses, grads = self._step(some, index, drawn, group.updates(step), record)
+                some.add(total, losses)
+                if id(group) not in prepared and record:
+                    prepared[id(group)] = self._prepared(some, grads)
         counts = torch.zeros(job.tasks, dtype=torch.float64)
         for group in groups:
             counts[group.tasks] += group.last - group.first
@@ -400,8 +412,8 @@ class LocalEngine(Engine):
 
     def _step(
         self, some: Some, index: Int64[Tensor, "k B"], keys: Int64[Tensor, " k"], update: bool, record: bool
-    ) -> Float[Tensor, " k"]:
-        """One step of k tasks; returns their losses."""
+    ) -> Pass:
+        """One step of k tasks; returns (their losses, their gradients)."""
         if self._captures is None or not record or self._reading is not None:
             losses, grads = self._pass(some, record, index, keys)
         else:
@@ -427,7 +439,31 @@ class LocalEngine(Engine):
                 some.write(self.stack.params, params)
             for i in sorted({i for stage in _STEPPING for i, _ in self.chain.at(stage)}):
                 some.write(self.states[i], states[i])
-        return losses
+        return losses, grads
+
+    def _prepared(self, some: Some, grads: Params) -> Prepared | None:
+        """Returns what takes the steps to come of this segment as the last one was taken, which gave these gradients.
+
+        There is none where more than a recording and the optimizers' kernels has a part in a step.
+        """
+        replay, job = self._recorder.latest, self.job
+        steps_alone = job.accumulate == 1 and job.clip_norm is None and not self.chain.has(*_STEPPING)
+        if replay is None or self._captures is not None or not (steps_alone and some.in_place):
+            return None
+        kernels = self.updater.kernels(grads, None if some.everyone else some.tasks)
+        if kernels is None:
+            return None
+        alone, states = self.alone, self._states_of(some)
+        return Prepared(
+            replay,
+            alone,
+            some.stack(),
+            [_task(state, 0) for state in states] if alone else states,
+            partial(self._batch, some.which),
+            kernels,
+            self.updater.fused,
+            partial(self._write_passed, some),
+        )
 
     def _now(self, some: Some) -> Params:
         """A copy: the optimizer moves the parameters in place, and what a method keeps of them may not move."""
@@ -442,10 +478,14 @@ class LocalEngine(Engine):
         """Returns (losses, gradients) of k tasks on a batch of each, whose buffers go on."""
         batch = self._batch(some.which, index)
         losses, grads, passed = self._value_and_grads(some.stack(), batch, self._states_of(some), keys, record)
+        self._write_passed(some, passed)
+        return losses, grads
+
+    def _write_passed(self, some: Some, passed: Params) -> None:
+        """Writes what has come of a pass: buffers, and the methods' new state."""
         some.write(self.stack.buffers, buffers_of(passed))
         for i, state in enumerate(self.states):
             some.write(state, news_of(passed, i))
-        return losses, grads
 
     def _states_of(self, some: Some) -> list[State]:
         return [{name: some.of(value) for name, value in state.items()} for state in self.states]
@@ -481,8 +521,8 @@ class LocalEngine(Engine):
     def _batch(self, which: Int64[Tensor, " k"], index: Int64[Tensor, "k B"]) -> Batch:
         classes = self.job.objective.classes
         x = self.inputs.rows(index) if self._reading is None else next(self._reading)
-        weight = None if self.weights is None else self.weights[index]
-        batch = Batch(x, self.targets[index], index, classes, weight=weight)
+        weight = None if self.weights is None else taken(self.weights, index)
+        batch = Batch(x, taken(self.targets, index), index, classes, weight=weight)
         lesson = self.lesson
         if lesson is None:
             return batch

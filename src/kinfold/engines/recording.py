@@ -38,6 +38,9 @@ Gradients: TypeAlias = tuple[Float[Tensor, " *k"], Params, Params]
 Step: TypeAlias = Callable[[Params, Params, Params, Batch, list[State], Int64[Tensor, " *k"]], Gradients]
 """From parameters, frozen parameters, buffers, a batch, the methods' states and keys to what an optimizer needs."""
 
+Replay: TypeAlias = Callable[..., Gradients]
+"""A recording: what a step gives, from its tensors alone (see `tensors_of`)."""
+
 _TOLERANCE: Mapping[Precision, float] = {"float64": 1e-8, "float32": 1e-3, "bf16": 3e-2}
 
 _LARGEST = 1000
@@ -91,12 +94,14 @@ class Recorder:
 
     Attributes:
         possible: whether steps are recorded, as far as is known.
+        latest: the recording that the last call replayed, or None where it called the step.
     """
 
     def __init__(self, step: Step, watched: Sequence[object], tolerance: float, possible: bool = True):
         self._step, self._watched, self._tolerance, self.possible = step, watched, tolerance, possible
-        self._programs: dict[Hashable, Callable[..., Gradients]] = {}
+        self._programs: dict[Hashable, Replay] = {}
         self._seen: Hashable = None
+        self.latest: Replay | None = None
 
     def __call__(
         self,
@@ -124,9 +129,10 @@ class Recorder:
                 order.
         """
         arguments = (params, frozen, buffers, batch, states, keys)
+        self.latest = None
         if not (record and self.possible):
             return self._step(*arguments)
-        tensors = _tensors(*arguments)
+        tensors = tensors_of(*arguments)
         layout = tensors[0].stride()  # of rows side by side, or copied from here and there
         shapes = (kind, layout, *[part is None for part in batch[4:]], *[value.shape for value in tensors])
         program = self._programs.get(shapes)
@@ -137,6 +143,7 @@ class Recorder:
             if program is None:
                 return self._step(*arguments)
             self._programs[shapes] = program
+        self.latest = program
         return program(*tensors)
 
     def refresh(self) -> bool:
@@ -151,7 +158,7 @@ class Recorder:
             self._programs = {}
         return changed
 
-    def _record(self, arguments: tuple[Any, ...]) -> Callable[..., Gradients] | None:
+    def _record(self, arguments: tuple[Any, ...]) -> Replay | None:
         """Returns a recording of the step, or None and gives up recording for good."""
         program = None
         try:
@@ -208,9 +215,9 @@ def joint_looker_of(job: Job, model: nn.Module, look: Step, pays: bool) -> Recor
     return Recorder(look, (model,), _TOLERANCE[job.precision], pays and long and job.precision != "bf16")
 
 
-def _program(step: Step, arguments: tuple[Any, ...]) -> Callable[..., Gradients]:
+def _program(step: Step, arguments: tuple[Any, ...]) -> Replay:
     """Returns the recording, a function of the tensors alone."""
-    tensors = _tensors(*arguments)
+    tensors = tensors_of(*arguments)
     leaves, structure = tree_flatten(arguments)
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     names: list[list[str]] = []
@@ -278,13 +285,13 @@ def _with_other_rows(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*before, Batch(*(tree_map(changed, part) for part in batch)), states, keys)
 
 
-def _alike(one: Step, other: Callable[..., Gradients], arguments: tuple[Any, ...], tolerance: float) -> bool:
+def _alike(one: Step, other: Replay, arguments: tuple[Any, ...], tolerance: float) -> bool:
     """Whether a step and its recording give the same but for rounding, drawing the same."""
     device = arguments[-1].device
     with random.seeded(device, "recording"), torch.enable_grad():
         expected, _ = tree_flatten(one(*_with_own_rows(arguments)))
     with random.seeded(device, "recording"):
-        given, _ = tree_flatten(other(*_tensors(*_with_own_rows(arguments))))
+        given, _ = tree_flatten(other(*tensors_of(*_with_own_rows(arguments))))
     return all(_close(a, b, tolerance) for a, b in zip(expected, given, strict=True))
 
 
@@ -295,7 +302,7 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return bool(apart <= tolerance * size + tolerance * 1e-3)
 
 
-def _tensors(
+def tensors_of(
     params: Params, frozen: Params, buffers: Params, batch: Batch, states: list[State], keys: Int64[Tensor, " *k"]
 ) -> list[Tensor]:
     """The arguments' tensors in the order in which `tree_flatten` has them, in less time than it takes."""

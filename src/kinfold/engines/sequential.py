@@ -19,6 +19,7 @@ class OneByOne(LocalEngine, abc.ABC):
 
     fuse = False
     shrinks = False
+    alone = True
 
     @property
     def lift(self) -> Lift:

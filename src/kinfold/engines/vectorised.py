@@ -40,6 +40,7 @@ class Vectorised(LocalEngine):
     name = "vectorised"
     fuse = True
     shrinks = True
+    alone = False
 
     @property
     def lift(self) -> Lift:

@@ -5,7 +5,6 @@ For a small network on a CPU all that takes several times as long as the kernel.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -16,19 +15,17 @@ from torch.optim import Optimizer
 ONE_KERNEL: frozenset[type[Optimizer]] = frozenset({torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW})
 """Optimizers that torch can run as one kernel, which reads and writes every number once."""
 
-_Call: TypeAlias = Callable[[], object]
+Kernel: TypeAlias = Callable[[Sequence[Tensor]], None]
+"""Takes a step of an optimizer, with the gradients of its parameters."""
 
 
 def step_by_kernel(optimizer: Optimizer, grads: Mapping[nn.Parameter, Tensor], factor: float = 1.0) -> bool:
     """Takes the step that `optimizer.step()` would take, bit for bit, or does nothing; returns whether.
 
-    It does nothing where it is not the kernel that would step or not alone (other optimizers and forms, hooks, a
-    `step` of the user's own, loss scaling), where there is no state yet, and off the CPU.
-
     Args:
-        optimizer: whose parameters' own `grad` is neither looked at nor set.
-        grads: of those parameters that have one, laid out in memory as they are.
-        factor: what the learning rates are multiplied by.
+        optimizer: as in `kernel_of`.
+        grads: likewise.
+        factor: likewise.
 
     Example:
         >>> weight = nn.Parameter(torch.ones(2))
@@ -38,24 +35,46 @@ def step_by_kernel(optimizer: Optimizer, grads: Mapping[nn.Parameter, Tensor], f
         >>> weight.tolist()
         [0.5, 0.5]
     """
+    kernel = kernel_of(optimizer, grads, factor)
+    if kernel is not None:
+        kernel(list(grads.values()))
+    return kernel is not None
+
+
+def kernel_of(optimizer: Optimizer, grads: Mapping[nn.Parameter, Tensor], factor: float = 1.0) -> Kernel | None:
+    """Returns what takes the steps that `optimizer.step()` would take, bit for bit, with gradients like these.
+
+    There is none where it is not the kernel that would step or not alone (other optimizers and forms, hooks, a `step`
+    of the user's own, loss scaling), where there is no state yet, and off the CPU. It may be called as long as nothing
+    but its own calls changes the optimizer: options, state and hooks are looked up here, once.
+
+    Args:
+        optimizer: whose parameters' own `grad` is neither looked at nor set.
+        grads: of those parameters that have one, laid out in memory as they are; later ones come in the same order.
+        factor: what the learning rates are multiplied by.
+    """
     if type(optimizer) not in ONE_KERNEL or _is_not_alone(optimizer):
-        return False
-    calls = []
+        return None
+    places = {parameter: place for place, parameter in enumerate(grads)}
+    calls: list[tuple[Callable[[list[Tensor]], object], list[int]]] = []
     for group in optimizer.param_groups:
         params: list[Any] = [parameter for parameter in group["params"] if parameter in grads]
         own = [grads[parameter] for parameter in params]
         if not group.get("fused") or group.get("differentiable") or not _are_of_one_kind([*params, *own]):
-            return False
+            return None
         prepare = _of_sgd if isinstance(optimizer, torch.optim.SGD) else _of_adam
-        call = prepare(optimizer, group, params, own, group["lr"] * factor)
+        call = prepare(optimizer, group, params, group["lr"] * factor)
         if call is None:
-            return False
-        calls.append(call)
-    with torch.no_grad():
-        for call in calls:
-            call()
-    optimizer._opt_called = True  # type: ignore[attr-defined]  # as schedules have it, who look whether it has stepped
-    return True
+            return None
+        calls.append((call, [places[parameter] for parameter in params]))
+
+    def kernel(given: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for call, which in calls:
+                call([given[place] for place in which])
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # as schedules have it, who look whether it stepped
+
+    return kernel
 
 
 def _is_not_alone(optimizer: Optimizer) -> bool:
@@ -79,22 +98,26 @@ def _are_of_one_kind(tensors: Sequence[Tensor]) -> bool:
 
 
 def _of_sgd(
-    optimizer: Optimizer, group: Mapping[str, Any], params: list[Any], grads: list[Tensor], lr: float
-) -> _Call | None:
-    """A step of one group, or None if it cannot be taken."""
+    optimizer: Optimizer, group: Mapping[str, Any], params: list[Any], lr: float
+) -> Callable[[list[Tensor]], object] | None:
+    """What steps one group, or None if it cannot be done."""
     momenta: list[Any] = []
     if group["momentum"] != 0:
         momenta = [optimizer.state.get(parameter, {}).get("momentum_buffer") for parameter in params]
     if not params or any(momentum is None for momentum in momenta):
         return None
     options = {name: group[name] for name in ("weight_decay", "momentum", "dampening", "nesterov", "maximize")}
-    return partial(torch._fused_sgd_, params, grads, momenta, lr=lr, is_first_step=False, **options)
+
+    def call(grads: list[Tensor]) -> None:
+        torch._fused_sgd_(params, grads, momenta, lr=lr, is_first_step=False, **options)
+
+    return call
 
 
 def _of_adam(
-    optimizer: Optimizer, group: Mapping[str, Any], params: list[Any], grads: list[Tensor], lr: float
-) -> _Call | None:
-    """A step of one group, or None if it cannot be taken."""
+    optimizer: Optimizer, group: Mapping[str, Any], params: list[Any], lr: float
+) -> Callable[[list[Tensor]], object] | None:
+    """What steps one group, or None if it cannot be done."""
     states: list[dict[str, Any]] = [optimizer.state.get(parameter, {}) for parameter in params]
     if not states or not all(states) or any(isinstance(beta, Tensor) for beta in group["betas"]):
         return None
@@ -105,7 +128,7 @@ def _of_adam(
     options = {name: group[name] for name in ("weight_decay", "eps", "amsgrad", "maximize")}
     beta1, beta2 = group["betas"]
 
-    def call() -> None:
+    def call(grads: list[Tensor]) -> None:
         torch._foreach_add_(counts, 1)
         kernel(params, grads, means, squares, largest, counts, lr=lr, beta1=beta1, beta2=beta2, **options)
 

@@ -131,6 +131,11 @@ class Some:
         self._whole = stack
         self._views = stack if self.everyone else stack.rows(self._rows) if isinstance(self._rows, slice) else None
 
+    @property
+    def in_place(self) -> bool:
+        """Whether what is read of them is read where it lies: they are neighbours."""
+        return self._views is not None
+
     def stack(self) -> TaskStack:
         """Returns their models, to be read: a frozen backbone is dear to copy at every step."""
         return self._whole.take(self.which) if self._views is None else self._views

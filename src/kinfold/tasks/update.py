@@ -14,6 +14,7 @@ import numbers
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise, zip_longest
 from typing import Any, TypeAlias
 
@@ -27,7 +28,7 @@ from kinfold.errors import InputError
 from kinfold.importing import one_line
 from kinfold.methods.base import Params
 from kinfold.methods.chain import step_by
-from kinfold.tasks.kernels import ONE_KERNEL, step_by_kernel
+from kinfold.tasks.kernels import ONE_KERNEL, Kernel, kernel_of, step_by_kernel
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler: TypeAlias = Callable[[Optimizer], Any]
@@ -175,22 +176,57 @@ class Updater:
 
         A parameter without a gradient is left alone, as it is where a loss does not reach it in a plain loop.
         """
-        if self.fused:
-            lanes = [i for i, lane in enumerate(self._lanes) if tasks is None or list(lane) == list(tasks)]
-            if lanes:
-                for i in lanes:
-                    whole = len(self._lanes) == 1 or tasks is not None
-                    lane = slice(self._lanes[i].start, self._lanes[i].stop)
-                    own = grads if whole else {name: grad[lane] for name, grad in grads.items()}
-                    self._step(i, self._stacks[i], own)
-                return
+        if self.fused and not self._lanes_stepped_by(tasks):
             self.unfuse()
-        for i, t in enumerate(range(self.tasks) if tasks is None else tasks):
-            self._step(t, self._rows[t], {name: grad[i] for name, grad in grads.items()})
+        for i, own in self._shared_out(grads, tasks):
+            self._step(i, own)
 
-    def _step(self, i: int, parameters: dict[str, nn.Parameter], grads: Params) -> None:
+    def kernels(self, grads: Params, tasks: Sequence[int] | None = None) -> "list[Callable[[Params], None]] | None":
+        """Returns what takes the steps to come as `step` would, one for each optimizer, where kernels alone do.
+
+        They may be called as long as nothing else changes the optimizers, or what steps are scaled by.
+
+        Args:
+            grads: like those to come, as in `step`. Each is given its own: [k, …] where one optimizer steps all these
+                tasks, else […] of its one task.
+            tasks: as in `step`.
+
+        Returns:
+            None if torch's own step is called, or one call is not enough for the tasks of `step`.
+        """
+        if self.fused and len(self._lanes_stepped_by(tasks)) != 1:
+            return None
+        found: list[Callable[[Params], None]] = []
+        for i, own in self._shared_out(grads, tasks):
+            kernel = kernel_of(self._optimizers[i], own, self._factors[i])
+            if kernel is None:
+                return None
+            parameters = self._parameters(i)
+            found.append(partial(_step_laid_out, kernel, [(n, p) for n, p in parameters.items() if p in own]))
+        return found
+
+    def _lanes_stepped_by(self, tasks: Sequence[int] | None) -> list[int]:
+        """The numbers of the lanes that are these tasks, where one optimizer steps all of a lane."""
+        return [i for i, lane in enumerate(self._lanes) if tasks is None or list(lane) == list(tasks)]
+
+    def _shared_out(
+        self, grads: Params, tasks: Sequence[int] | None
+    ) -> Iterator[tuple[int, dict[nn.Parameter, Tensor]]]:
+        """Yields the number of every optimizer that steps these tasks, and the gradients of its parameters."""
+        if self.fused:
+            for i in self._lanes_stepped_by(tasks):
+                whole = len(self._lanes) == 1 or tasks is not None
+                lane = slice(self._lanes[i].start, self._lanes[i].stop)
+                yield i, self._of_parameters(i, grads if whole else {name: grad[lane] for name, grad in grads.items()})
+            return
+        for place, t in enumerate(range(self.tasks) if tasks is None else tasks):
+            yield t, self._of_parameters(t, {name: grad[place] for name, grad in grads.items()})
+
+    def _of_parameters(self, i: int, grads: Params) -> dict[nn.Parameter, Tensor]:
+        return {p: _laid_out_as(p, grads[name]) for name, p in self._parameters(i).items() if name in grads}
+
+    def _step(self, i: int, own: dict[nn.Parameter, Tensor]) -> None:
         optimizer = self._optimizers[i]
-        own = {p: _laid_out_as(p, grads[name]) for name, p in parameters.items() if name in grads}
         factor = self._factors[i]  # those that differ are never fused
         if step_by_kernel(optimizer, own, factor):
             return
@@ -593,6 +629,11 @@ def _own(slot: str, value: Tensor, parameter: Tensor, optimizer: Optimizer) -> T
     )
     own = value.detach().clone().to(parameter.device if beside else "cpu")
     return _laid_out_as(parameter, own) if _is_moment(slot, own, parameter.shape) else own
+
+
+def _step_laid_out(kernel: Kernel, parameters: Sequence[tuple[str, nn.Parameter]], grads: Params) -> None:
+    """Takes a step with gradients by name."""
+    kernel([_laid_out_as(parameter, grads[name]) for name, parameter in parameters])
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
