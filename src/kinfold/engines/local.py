@@ -243,6 +243,7 @@ class LocalEngine(Engine):
                 some.add(total, losses)
                 if id(group) not in prepared and record:
                     prepared[id(group)] = self._prepared(some, grads)
+                del grads  # their memory is free for the next step's
         counts = torch.zeros(job.tasks, dtype=torch.float64)
         for group in groups:
             counts[group.tasks] += group.last - group.first
