@@ -1,6 +1,7 @@
 """Passes that only look, recorded where models pool."""
 
 import dataclasses
+import math
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -180,7 +181,9 @@ def test_some_candidates_score_as_their_tasks_do(joint: Job) -> None:
     own = engine.score()
     rows = [mask.nonzero().flatten() for mask in joint.validation]
     for tasks in ([0, 1, 2], [2, 0], [1]):
-        candidates = engine.stack.take(torch.tensor(tasks))
+        candidates = engine.stack.clone()
+        for value in candidates.params.values():
+            value[[t for t in range(3) if t not in tasks]] = math.nan
         assert torch.equal(engine._scores(candidates, [rows[t] for t in tasks], tasks), own[tasks])
     assert len(engine._joint_looker._programs) == 1
     engine._scores(engine.stack, [rows[2]] * 3, [0, 1, 2])  # others' rows
@@ -207,7 +210,7 @@ def test_frozen_parameters_are_looked_at(joint: Job) -> None:
     plain._joint_looker.possible = False
     torch.testing.assert_close(engine.score(), plain.score(), rtol=1e-9, atol=1e-9)
     rows = [mask.nonzero().flatten() for mask in joint.validation]
-    assert torch.equal(engine._scores(engine.stack.take(torch.tensor([1])), [rows[1]], [1]), engine.score()[[1]])
+    assert torch.equal(engine._scores(engine.stack, [rows[1]], [1]), engine.score()[[1]])
     assert engine._joint_looker._programs
 
 

@@ -685,10 +685,7 @@ class LocalEngine(Engine):
         found = [self.seen.of(t, own) for t, own in zip(tasks, rows, strict=True)]
         unknown = [i for i, outputs in enumerate(found) if outputs is None]
         if unknown:
-            stack = self._evaluated()
-            if len(unknown) < stack.tasks:
-                stack = stack.take(torch.tensor([tasks[i] for i in unknown]))
-            computed = self._outputs_on(stack, [rows[i] for i in unknown], [tasks[i] for i in unknown])
+            computed = self._outputs_on(self._evaluated(), [rows[i] for i in unknown], [tasks[i] for i in unknown])
             yield
             for i, on_device in zip(unknown, computed, strict=True):
                 found[i] = outputs = on_device.cpu()
@@ -697,13 +694,19 @@ class LocalEngine(Engine):
         return self.job.scores([outputs for outputs in found if outputs is not None], rows)
 
     def _scores(self, stack: TaskStack, rows: list[Int64[Tensor, " _"]], tasks: list[int]) -> Float[Tensor, "k 2"]:
-        """Each of k models, which are some tasks' or are to be, on its own rows."""
+        """The models of k of the tasks, of all of which there is one in the stack, each on its own rows."""
         return self.job.scores([outputs.cpu() for outputs in self._outputs_on(stack, rows, tasks)], rows)
 
     def _outputs_on(
         self, stack: TaskStack, rows: list[Int64[Tensor, " _"]], tasks: list[int]
     ) -> list[Float[Tensor, "_ C"]]:
-        """Outputs of k models, which are some tasks' or are to be, each on its own rows; on their device."""
+        """Outputs of the models of k of the tasks, each on its own rows; on their device.
+
+        Args:
+            stack: of all tasks, as they stand or are to be.
+            rows: of each of the k.
+            tasks: which.
+        """
         # Of a candidate as of the task as it stands, or rounding would tell apart what is the same.
         again = [torch.equal(own, self._own[t]) for own, t in zip(rows, tasks, strict=True)]
         lengths, size = [len(own) for own in rows], self._evaluation_rows
@@ -717,22 +720,17 @@ class LocalEngine(Engine):
                 batches = self.inputs.batches([chunk for _, chunk in chunks])
                 found: list[list[Tensor]] = [[] for _ in rows]
                 for (t, _), x in zip(chunks, batches, strict=True):
-                    found[t].append(self._outputs_of(stack, t, x, again[t]))
+                    found[t].append(self._outputs_of(stack, tasks[t], x, again[t]))
                 return [torch.cat(parts) for parts in found]
+            if len(tasks) < stack.tasks:
+                stack = stack.take(torch.tensor(tasks))
             index = _cycled(rows, max(lengths))
             batches = self.inputs.batches(torch.split(index.to(self.device), size, dim=1))
             outputs = torch.cat([self._outputs(stack, x, shared=False) for x in batches], 1)
         return [mine[:length] for mine, length in zip(outputs, lengths, strict=True)]
 
     def _joint_outputs(self, stack: TaskStack, tasks: list[int]) -> list[Float[Tensor, "_ C"]]:
-        """Outputs of k models, which are some tasks' or are to be, on these tasks' validation rows.
-
-        Each has its task's place in a pass of all, whose other places are not read.
-        """
-        places = torch.zeros(self.job.tasks, dtype=torch.int64)
-        places[tasks] = torch.arange(len(tasks))
-        if len(tasks) < self.job.tasks:
-            stack = dataclasses.replace(stack.take(places), frozen=self.stack.frozen)
+        """Outputs of the models of some tasks on these tasks' validation rows, from a pass of all."""
         given = stack.params, stack.frozen, stack.buffers
         found = []
         for index in self._validation_chunks:
@@ -893,13 +891,14 @@ class LocalEngine(Engine):
         if proposal.trial is not None and len(which):
             rows = [mask.nonzero().flatten() for mask in proposal.trial[which]]
             before[which] = self._present_scores(which.tolist(), rows)
-            after[which] = self._scores(self._evaluated(candidate, states).take(which), rows, which.tolist())
+            after[which] = self._scores(self._evaluated(candidate, states), rows, which.tolist())
             accepted = touched & better(after[:, 0], after[:, 1], before[:, 0], before[:, 1], by=self.job.better)
-        taken = accepted.nonzero().flatten()
-        self.seen.forget(taken.tolist())
-        self.stack.put(taken, candidate.take(taken))
-        for mine, new in zip(self.states, states, strict=True):
-            self._write(mine, {name: value[taken.to(self.device)] for name, value in new.items()}, taken)
+        kept = accepted.nonzero().flatten()
+        if len(kept):
+            self.seen.forget(kept.tolist())
+            self.stack.put(kept, candidate.take(kept))
+            for mine, new in zip(self.states, states, strict=True):
+                self._write(mine, {name: value[kept.to(self.device)] for name, value in new.items()}, kept)
         return Outcome(accepted, before, after)
 
     def follow(self, proposal: Proposal, accepted: Bool[Tensor, " T"], donors: Donors) -> None:

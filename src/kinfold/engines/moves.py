@@ -4,6 +4,7 @@ Donors are read as they were before the plan; a task's own part is its candidate
 Legend: T tasks, k those whose candidates are made here, r those held here, K units (layers, or numbers), n numbers.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
@@ -281,9 +282,14 @@ def _mask(
     """Which numbers of a tensor a task takes from its source."""
     key, rate = change.keys[t].cpu(), float(change.rate[t])
     if change.unit == "layer":
-        units = random.uniform(key, (max(layers.values()) + 1,), torch.float64)
-        return bool(units[layers[name]] < rate)
+        return _layers_taken(int(key), rate, max(layers.values()) + 1)[layers[name]]
     return random.uniform(_key_of(key, name, like), like.shape, torch.float64) < rate
+
+
+@functools.lru_cache(maxsize=256)  # each tensor of a model asks for its layer, and so do its moments
+def _layers_taken(key: int, rate: float, layers: int) -> tuple[bool, ...]:
+    """Which layers a task takes from its source."""
+    return tuple((random.uniform(torch.tensor(key), (layers,), torch.float64) < rate).tolist())
 
 
 def _learning(change: Cross | BinaryCross, held: Held) -> list[int]:
