@@ -17,11 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from contestants import CONTESTANTS, CannotRunError
+from contestants import CONTESTANTS, CannotRunError, Contestant
 from torch import nn
 from work import STRUCTURES, Work, make_work
 
-STEPS = 6
+FIRST = 6  # steps
+STEPS = 40  # those that are recorded among them, and the making of the recording
+SECONDS = 20.0  # after which no further steps are taken
 _EVERY = 0.002  # seconds between samples
 
 
@@ -49,12 +51,12 @@ def needed(work: Work) -> int:
 
 
 def grown(work: Work, contestant: str) -> int:
-    """Returns by how many bytes a few steps of a contestant raise the peak."""
+    """Returns by how many bytes the first steps of a contestant raise the peak."""
     if work.job.device.type == "cuda":
         return _grown_on_gpu(work, contestant)
     for name in dict.fromkeys(("loop", contestant)):  # so that what is imported or set up once is there, and in parents
         small = CONTESTANTS[name](make_work("mlp", 2))
-        small.run(1)
+        _train(small)
         small.close()
         del small
     gc.collect()
@@ -65,7 +67,7 @@ def grown(work: Work, contestant: str) -> int:
     sampler = threading.Thread(target=_sample, args=(samples, done))
     sampler.start()
     runner = CONTESTANTS[contestant](work)
-    runner.run(STEPS)
+    _train(runner)
     has_children = bool(_children())
     done.set()
     sampler.join()
@@ -73,15 +75,23 @@ def grown(work: Work, contestant: str) -> int:
     return max(samples) - shared_level if has_children else _status("VmHWM") - level
 
 
+def _train(runner: Contestant) -> None:
+    began, steps = time.perf_counter(), FIRST
+    runner.run(FIRST)
+    while steps < STEPS and time.perf_counter() - began < SECONDS:
+        runner.run(2)
+        steps += 2
+
+
 def _grown_on_gpu(work: Work, contestant: str) -> int:
     runner = CONTESTANTS[contestant](work)
     if contestant.startswith("jax"):
         import jax
 
-        runner.run(STEPS)
+        _train(runner)
         return int(jax.devices("gpu")[0].memory_stats()["peak_bytes_in_use"])
     torch.cuda.reset_peak_memory_stats()
-    runner.run(STEPS)
+    _train(runner)
     return torch.cuda.max_memory_allocated()
 
 
