@@ -33,8 +33,8 @@ buffers donated; *jax-loop*: the jitted step of one model, for one after another
 The limit is the time of the step's matrix products (each in the fastest form found for its shape) and of copying what
 the optimizer and the batch must move. *Of the limit* is the limit's time as a share of the contestant's. *Together*
 leaves out forms in which a thread does its share of the models by itself, as if threads did not hinder each other.
-Memory is what a process of its own grows by in its first 40 steps, the making of a recording included, for each
-model; what one model needs is its parameters, gradients, momentum and activations."""
+Memory is what a process of its own grows by in its first 40 steps (or fewer that take 20 s), the making of a recording
+included, for each model; what one model needs is its parameters, gradients, momentum and activations."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,18 @@ def dropping() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6, bias=False), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.Linear(6, 3))
 
 
+class Partly(nn.Module):
+    """Has a frozen layer, and a parameter that no loss reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.linear = nn.Linear(5, 6).requires_grad_(False), nn.Linear(6, 3)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(torch.tanh(self.frozen(x)))
+
+
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of rows of every prepared step's batches."""
@@ -67,6 +79,7 @@ CASES: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": partial(AdamW, lr=0.01)},
     "groups": {"optimizer": lambda params: SGD([{"params": [p], "lr": 0.1 / (1 + p.ndim)} for p in params])},
     "batch norm and dropout": {"model": dropping},
+    "parts that are not trained": {"model": Partly},
     "other sizes": {"sizes": (44, 31, 44)},
     "weighted rows": {"weights": torch.linspace(0.5, 2.0, 64, dtype=torch.float64)},
     "methods": {"methods": (LabelSmoothing(), Mixup())},

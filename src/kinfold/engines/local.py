@@ -454,16 +454,16 @@ class LocalEngine(Engine):
         kernels = self.updater.kernels(grads, None if some.everyone else some.tasks)
         if kernels is None:
             return None
-        alone, states = self.alone, self._states_of(some)
+        stack, states = some.stack(), self._states_of(some)
         return Prepared(
-            replay,
-            alone,
-            some.stack(),
-            [_task(state, 0) for state in states] if alone else states,
-            partial(self._batch, some.which),
-            kernels,
-            self.updater.fused,
-            partial(self._write_passed, some),
+            replay=replay,
+            alone=self.alone,
+            lies=stack.first if self.alone else (stack.params, stack.frozen, stack.buffers),
+            states=[_task(state, 0) for state in states] if self.alone else states,
+            read=partial(self._batch, some.which),
+            kernels=kernels,
+            together=self.updater.fused,
+            write=partial(self._write_passed, some),
         )
 
     def _now(self, some: Some) -> Params:

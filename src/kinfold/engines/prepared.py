@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kinfold.engines.recording import Replay, tensors_of
 from kinfold.methods.base import Batch, Params, State
-from kinfold.tasks.state import TaskStack
 
 
 @final
@@ -24,8 +23,8 @@ class Prepared:
     Attributes:
         replay: the recording, of k tasks, or with `alone` of one.
         alone: whether the recording knows no axis of tasks.
-        stack: the k models, where they lie.
-        states: the methods' states of these tasks, where they lie.
+        lies: parameters, frozen parameters and buffers, where they lie.
+        states: the methods' states, likewise.
         read: from [k, B] row numbers to the batch.
         kernels: take an optimizer's step each: of all these tasks, or one of them.
         together: whether there is one optimizer for all of them.
@@ -34,7 +33,7 @@ class Prepared:
 
     replay: Replay
     alone: bool
-    stack: TaskStack
+    lies: tuple[Params, Params, Params]
     states: list[State]
     read: Callable[[Int64[Tensor, "k B"]], Batch]
     kernels: Sequence[Callable[[Params], None]]
@@ -43,13 +42,10 @@ class Prepared:
 
     def __call__(self, index: Int64[Tensor, "k B"], keys: Int64[Tensor, " k"]) -> Float[Tensor, " k"]:
         """Takes a step on some rows; returns the losses."""
-        batch, stack = self.read(index), self.stack
+        batch = self.read(index)
         if self.alone:
-            params, frozen, buffers = stack.first
             batch, keys = batch.first(), keys[0]
-        else:
-            params, frozen, buffers = stack.params, stack.frozen, stack.buffers
-        losses, grads, passed = self.replay(*tensors_of(params, frozen, buffers, batch, self.states, keys))
+        losses, grads, passed = self.replay(*tensors_of(*self.lies, batch, self.states, keys))
         if passed:
             self.write(passed)
         if self.alone or self.together:

@@ -181,7 +181,7 @@ class Updater:
         for i, own in self._shared_out(grads, tasks):
             self._step(i, own)
 
-    def kernels(self, grads: Params, tasks: Sequence[int] | None = None) -> "list[Callable[[Params], None]] | None":
+    def kernels(self, grads: Params, tasks: Sequence[int] | None = None) -> list[Callable[[Params], None]] | None:
         """Returns what takes the steps to come as `step` would, one for each optimizer, where kernels alone do.
 
         They may be called as long as nothing else changes the optimizers, or what steps are scaled by.
