@@ -658,11 +658,13 @@ def test_a_run_of_a_version_that_did_not_look_goes_on(tmp_path: Path) -> None:
 
     with pytest.raises(StoppedError):
         fit("papa", out=tmp_path / "run", listen=stop)
-    (path,) = (tmp_path / "run" / "checkpoints").glob("*.safetensors")
-    tensors, values = files.read_tensors(path)
-    before = {name: value for name, value in tensors.items() if not name.startswith("health/")}
-    assert len(before) < len(tensors)
-    files.write_tensors(path, before, values)
+    paths = [*(tmp_path / "run" / "checkpoints").glob("*.safetensors")]  # as many as there was time for
+    assert paths
+    for path in paths:
+        tensors, values = files.read_tensors(path)
+        before = {name: value for name, value in tensors.items() if not name.startswith("health/")}
+        assert len(before) < len(tensors)
+        files.write_tensors(path, before, values)
     config = files.read_yaml(tmp_path / "run" / "config.yaml")
     assert config.pop("rescue") == 2
     files.write_text(tmp_path / "run" / "config.yaml", yaml_text(config))
