@@ -10,6 +10,7 @@ Legend: N rows, V visits (elements of all batches), S slots, m rows decoded toge
 """
 
 import abc
+import gc
 import math
 import multiprocessing
 import sys
@@ -298,6 +299,7 @@ class Pieces(Iterator[T]):
                 collate_fn=_as_it_is,
                 pin_memory=pin_memory,
                 multiprocessing_context="fork" if forks else None,
+                worker_init_fn=_leave_inherited if forks else None,
                 generator=torch.Generator(),  # the global one is not ours to draw from
             )
             self._results: Iterator[T | _Failed] = iter(loader)
@@ -410,3 +412,8 @@ class _Work(TorchDataset[Any], Generic[T]):
 
 def _as_it_is(result: T) -> T:
     return result
+
+
+def _leave_inherited(process: int) -> None:
+    """In a forked process: a collection would write to what was inherited, and so copy it."""
+    gc.freeze()

@@ -12,6 +12,7 @@ Legend: T tasks, k those of one worker, N rows, m rows asked for, C classes or o
 """
 
 import dataclasses
+import gc
 import mmap
 import multiprocessing
 import os
@@ -215,6 +216,7 @@ def _serve(engine: LocalEngine, driver: Connection, tasks: slice) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     torch.set_num_threads(1)  # before anything else: the threads that torch had have not come along
+    gc.freeze()  # a collection would write to what was inherited, and so copy it: 90 MB
     threading.Thread(target=_end_with_driver, daemon=True).start()
     while True:
         function, arguments = _received(driver)
