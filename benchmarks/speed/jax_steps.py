@@ -151,7 +151,7 @@ class Jax(Contestant):
         self._block = jax.jit(block, donate_argnums=2)
         self._X, self._y = self._array(work.inputs), self._array(work.targets.to(torch.int32))
         self._batches = work.batches.cpu().numpy().astype(np.int32)
-        stack = stack_models(work.starts(), torch.device("cpu"), torch.float32)
+        stack = stack_models(work.starts(), work.tasks, torch.device("cpu"), torch.float32)
         params = {name: self._array(value) for name, value in stack.params.items()}
         buffers = {n: self._array(value) for n, value in stack.buffers.items() if value.is_floating_point()}
         whole: Carry = (params, jax.tree.map(jnp.zeros_like, params), buffers)

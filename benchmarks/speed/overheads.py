@@ -138,7 +138,8 @@ def install(clock: Clock) -> None:
 
 def bare_products(job: Job) -> float:
     """Returns the seconds of scoring all models once, were it their products alone, each layer's in its faster form."""
-    model = build_starts(job.model, 1, False, job.seed)[0].eval()
+    (model,) = build_starts(job.model, 1, False, job.seed)
+    model.eval()
     calls: list[list[Callable[[], Any]]] = []
 
     def note(layer: nn.Module, given: tuple[torch.Tensor, ...], _: object) -> None:

@@ -673,7 +673,7 @@ def _whole(make: Callable[[], nn.Module], input_shape: tuple[int, ...], outputs:
     """Returns the model that is to be filled; rescaled, where numbers of outputs are given."""
     model = make()
     if is_lazy(model):
-        materialise([model], torch.zeros(2, *input_shape), seed=0)
+        materialise(model, torch.zeros(2, *input_shape), seed=0)
     if outputs is not None and not isinstance(model, Rescaled):
         model = Rescaled(model, torch.zeros(outputs), torch.ones(outputs))
     return model

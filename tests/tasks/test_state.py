@@ -1,5 +1,6 @@
 import copy
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def x(rows=6, columns=3):
 
 
 def stacked(tasks=3, shared=False, model=Tied):
-    return stack_models(build_starts(model, tasks, shared, seed=0), CPU, torch.float64)
+    return stack_models(build_starts(model, tasks, shared, seed=0), tasks, CPU, torch.float64)
 
 
 def row(part, t):
@@ -67,10 +68,10 @@ def test_factories_may_draw_from_any_generator():
         return model
 
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    one = build_starts(factory, 1, True, seed=0)[0]
+    (one,) = build_starts(factory, 1, True, seed=0)
     assert (before == np.random.get_state()[1]).all()  # noqa: NPY002
     with seeded_everywhere("elsewhere"):
-        other = build_starts(factory, 1, True, seed=0)[0]
+        (other,) = build_starts(factory, 1, True, seed=0)
     assert torch.equal(one.weight, other.weight)
     assert torch.equal(one.bias, other.bias)
 
@@ -78,7 +79,7 @@ def test_factories_may_draw_from_any_generator():
 def test_a_module_is_everyones_start_and_is_left_alone():
     with torch.random.fork_rng():
         model = Tied()
-    stack = stack_models(build_starts(model, 2, False, seed=0), CPU, torch.float64)
+    stack = stack_models(build_starts(model, 2, False, seed=0), 2, CPU, torch.float64)
     stack.params["one.weight"].zero_()
     assert model.one.weight.abs().sum() > 0
     assert model.one.weight.dtype == torch.float32
@@ -181,9 +182,9 @@ def test_a_frozen_part_that_the_user_keeps_is_not_the_stacks():
     backbone = nn.utils.skip_init(nn.Linear, 2, 2).requires_grad_(False)
     backbone.weight.zero_()
     backbone.bias.zero_()
-    starts = build_starts(lambda: nn.Sequential(backbone, nn.Linear(2, 2)), 3, True, seed=0)
-    stack = stack_models(starts, CPU, torch.float32)
-    assert stack_models(starts, CPU, torch.float64).frozen["0.weight"].dtype == torch.float64
+    starts = list(build_starts(lambda: nn.Sequential(backbone, nn.Linear(2, 2)), 3, True, seed=0))
+    stack = stack_models(starts, 3, CPU, torch.float32)
+    assert stack_models(starts, 3, CPU, torch.float64).frozen["0.weight"].dtype == torch.float64
     backbone.weight.add_(1)
     assert torch.equal(stack.frozen["0.weight"], torch.zeros(3, 2, 2))
 
@@ -198,7 +199,7 @@ def test_complex_numbers_stay_complex(dtype, complex_dtype):
             self.by = nn.Parameter(torch.tensor([1j, 2.0]))
             self.register_buffer("phase", torch.tensor([1j]))
 
-    stack = stack_models(build_starts(Turns, 2, False, seed=0), CPU, dtype)
+    stack = stack_models(build_starts(Turns, 2, False, seed=0), 2, CPU, dtype)
     for value in (stack.params["by"], stack.buffers["phase"], stack.module.by, stack.module.phase):
         assert value.dtype == complex_dtype
     assert torch.equal(stack.params["by"].imag, torch.tensor([[1.0, 0.0]] * 2, dtype=dtype))
@@ -208,19 +209,47 @@ def test_lazy_layers_are_sized_alike_whatever_comes_first():
     def lazy():
         return nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Dropout(), nn.Linear(4, 2))
 
-    example = torch.zeros(2, 5)
-    starts = build_starts(lazy, 3, False, seed=0)
-    materialise(starts, example, seed=0)
-    stack = stack_models(starts, CPU, torch.float32)
-    assert stack.params["0.weight"].shape == (3, 4, 5)
-    assert not torch.equal(stack.params["0.weight"][0], stack.params["0.weight"][1])
-    again = build_starts(lazy, 3, False, seed=0)
-    materialise(again, example, seed=0)
-    assert torch.equal(stack_models(again, CPU, torch.float32).params["0.weight"], stack.params["0.weight"])
-    shared = build_starts(lazy, 3, True, seed=0)
-    materialise(shared, example, seed=0)
-    same = stack_models(shared, CPU, torch.float32).params["0.weight"]
+    def weight(shared=False):
+        starts = list(build_starts(lazy, 3, shared, seed=0))
+        for t, start in enumerate(starts):
+            materialise(start, torch.zeros(2, 5), seed=0, task=0 if shared else t)
+        return stack_models(starts, 3, CPU, torch.float32).params["0.weight"]
+
+    apart, same = weight(), weight(shared=True)
+    assert apart.shape == (3, 4, 5)
+    assert not torch.equal(apart[0], apart[1])
+    assert torch.equal(weight(), apart)
     assert torch.equal(same[0], same[2])
+    assert torch.equal(same[0], apart[0])
+
+
+def test_starts_are_let_go_of_one_by_one():
+    alive, most = weakref.WeakSet(), 0
+
+    def factory():
+        nonlocal most
+        model = Tied()
+        alive.add(model)
+        most = max(most, len(alive))
+        return model
+
+    stack = stack_models(build_starts(factory, 9, False, seed=0), 9, CPU, torch.float32)
+    assert stack.tasks == 9
+    assert most == 3  # the first, by which the others are judged; the one before; and the one that was made
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_is_not_trained_is_one_copy_unless_it_was_drawn_apart(apart):
+    def factory():
+        return nn.Sequential(nn.Linear(3, 2).requires_grad_(False), nn.Linear(2, 2))
+
+    one = stack_models(build_starts(factory, 3, True, seed=0), 3, CPU, torch.float64, apart)
+    several = stack_models(build_starts(factory, 3, False, seed=0), 3, CPU, torch.float64, apart)
+    assert set(several.buffers) == {"0.weight", "0.bias"} == set(one.buffers if apart else one.frozen)
+    assert len({tuple(value.flatten().tolist()) for value in several.buffers["0.weight"]}) == 3
+    fixed = {**one.frozen, **one.buffers}["0.weight"]
+    assert torch.equal(fixed, several.buffers["0.weight"][:1].expand(3, 2, 3))
+    assert (fixed.stride(0) == 0) is not apart
 
 
 def test_what_cannot_be_stacked():
@@ -236,9 +265,9 @@ def test_what_cannot_be_stacked():
     ]
     for model, message in cases:
         with pytest.raises(InputError) as error:
-            stack_models(build_starts(model, 2, False, seed=0), CPU, torch.float32)
+            stack_models(build_starts(model, 2, False, seed=0), 2, CPU, torch.float32)
         assert message in str(error.value)
         assert "\n" not in str(error.value)
-    starts = build_starts(lambda: nn.Sequential(nn.LazyLinear(2), nn.Linear(3, 1)), 1, False, seed=0)
+    (start,) = build_starts(lambda: nn.Sequential(nn.LazyLinear(2), nn.Linear(3, 1)), 1, False, seed=0)
     with pytest.raises(InputError, match="sizes its lazy layers failed"):
-        materialise(starts, torch.zeros(2, 4), seed=0)
+        materialise(start, torch.zeros(2, 4), seed=0)

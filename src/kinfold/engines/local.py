@@ -1356,9 +1356,16 @@ def start_stack(job: Job, generation: int = 0, first: int = 0, apart: bool = Fal
         first: number of the job's first task, where it has a share of more tasks.
         apart: see `stack_models`.
     """
-    starts = build_starts(job.model, job.tasks, job.shared_start, job.seed, generation, first)
-    materialise(starts, example_rows(job), job.seed, 0 if job.shared_start else first)
-    stack = stack_models(starts, job.device, job.dtype, apart)
+    example = example_rows(job)
+
+    def starts() -> Iterator[nn.Module]:
+        for t, start in enumerate(
+            build_starts(job.model, job.tasks, job.shared_start, job.seed, generation, first), first
+        ):
+            materialise(start, example, job.seed, 0 if job.shared_start else t)
+            yield start
+
+    stack = stack_models(starts(), job.tasks, job.device, job.dtype, apart)
     return stack.channels_last() if job.channels_last else stack
 
 

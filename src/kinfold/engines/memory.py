@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from kinfold import random
@@ -32,25 +32,23 @@ class Need:
     Attributes:
         model: of every task, as long as it trains: parameters, buffers, the best snapshot of these, and what the
             optimizer and the methods remember.
-        start: of every task, while the models are made: as modules, as copies of them, and in the stack.
         step: of every task that takes a step: its gradients, and what the pass forward keeps for the pass back.
         data: rows and targets that are copied to the device.
         parameters: of every task, those that are trained.
 
     Example:
-        >>> Need(model=300, start=200, step=50, data=1000, parameters=100).of(tasks=10, at_once=2)
+        >>> Need(model=300, step=50, data=1000, parameters=100).of(tasks=10, at_once=2)
         4100
     """
 
     model: int
-    start: int
     step: int
     data: int
     parameters: int
 
     def of(self, tasks: int, at_once: int) -> int:
         """Returns the bytes that T tasks take, of which some take their steps at the same time."""
-        return self.data + max(tasks * self.start, tasks * self.model + at_once * self.step)
+        return self.data + tasks * self.model + at_once * self.step
 
 
 def needed(job: Job, free: float) -> Need | None:
@@ -74,11 +72,7 @@ def needed(job: Job, free: float) -> Need | None:
             step = parameters + _saved(one)
     except Exception:  # the user's model, optimizer, loss or methods: the engine that is started next says what
         return None
-    start = _bytes(own)
-    if not (job.shared_start or isinstance(job.model, nn.Module)):
-        # Modules, which are the host's, their copies, and the stack, of which one tensor after another is made twice.
-        start = (3 if job.device.type == "cpu" else 2) * start + max(_bytes([value]) for value in own)
-    return Need(model=_bytes(kept), start=start, step=step, data=data, parameters=parameters)
+    return Need(model=_bytes(kept), step=step, data=data, parameters=parameters)
 
 
 def check_fits(job: Job, need: Need, free: float, at_once: int, smaller: str | None = None) -> None:
@@ -99,7 +93,7 @@ def check_fits(job: Job, need: Need, free: float, at_once: int, smaller: str | N
         return
     parts = {
         "a smaller batch_size": at_once * need.step,
-        "fewer tasks, or a smaller model": job.tasks * max(need.model, need.start),
+        "fewer tasks, or a smaller model": job.tasks * need.model,
         _less_data(job): need.data,
     }
     largest = max(parts, key=lambda advice: parts[advice])

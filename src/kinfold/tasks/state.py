@@ -6,7 +6,7 @@ device and precision are settled as the stack is made.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -76,7 +76,7 @@ class TaskStack:
 
         Example:
             >>> models = [nn.Conv2d(3, 4, 2)] * 2
-            >>> stack = stack_models(models, torch.device("cpu"), torch.float32).channels_last()
+            >>> stack = stack_models(models, 2, torch.device("cpu"), torch.float32).channels_last()
             >>> stack.params["weight"].shape, stack.params["weight"].stride()
             (torch.Size([2, 4, 3, 2, 2]), (48, 12, 1, 6, 3))
         """
@@ -173,14 +173,14 @@ def build_starts(
     seed: int,
     generation: int = 0,
     first: int = 0,
-) -> list[nn.Module]:
-    """Returns each task's model before training.
+) -> Iterator[nn.Module]:
+    """Yields each task's model before training, one at a time: together they take as much memory as the stack.
 
     Args:
         model: a module, whose parameters every task starts from, or a factory of one, which is called once for
             each task, or once in all with `shared`. Its random draws come from (seed, task).
         tasks: T.
-        shared: one start for all.
+        shared: one start for all: the same object, T times.
         seed: the run's seed.
         generation: raised to draw a new start for the same task.
         first: number of the first of these tasks, where they are a share of more.
@@ -191,8 +191,8 @@ def build_starts(
     if isinstance(model, nn.Module):
         if is_lazy(model):
             raise InputError("model: its lazy layers have no shape yet, so it cannot be copied; give a factory of it.")
-        return [copy.deepcopy(model)] * tasks
-    starts = []
+        yield from [copy.deepcopy(model)] * tasks
+        return
     for t in range(1) if shared else range(first, first + tasks):
         with random.seeded_everywhere(seed, "start", t, generation):
             try:
@@ -205,32 +205,29 @@ def build_starts(
                 ) from error
         if not isinstance(start, nn.Module):
             raise InputError(f"model: the factory returned {type(start).__name__}, it must return an nn.Module.")
-        starts.append(start)
-    return starts * tasks if shared else starts
+        yield from [start] * (tasks if shared else 1)
 
 
-def materialise(starts: Sequence[nn.Module], example: Rows, seed: int, first: int = 0) -> None:
+def materialise(start: nn.Module, example: Rows, seed: int, task: int = 0) -> None:
     """Gives lazy parameters their shapes, by one forward pass on `example`, in place.
 
     Args:
-        starts: see `build_starts`.
+        start: see `build_starts`.
         example: a few rows.
         seed: the run's seed.
-        first: number of the first task, 0 where the tasks share a start.
+        task: its number, 0 where the tasks share a start.
 
     Raises:
         InputError: the forward pass fails.
     """
-    for t, start in enumerate(dict.fromkeys(starts), first):
-        if is_lazy(start):
-            with random.seeded(torch.device("cpu"), seed, "lazy", t), torch.no_grad():
-                start.eval()
-                try:
-                    start(*_arguments(example))
-                except Exception as error:  # the user's code may raise anything
-                    raise InputError(
-                        f"model: the pass that sizes its lazy layers failed ({one_line(error)})."
-                    ) from error
+    if not is_lazy(start):
+        return
+    with random.seeded(torch.device("cpu"), seed, "lazy", task), torch.no_grad():
+        start.eval()
+        try:
+            start(*_arguments(example))
+        except Exception as error:  # the user's code may raise anything
+            raise InputError(f"model: the pass that sizes its lazy layers failed ({one_line(error)}).") from error
 
 
 def is_lazy(module: nn.Module) -> bool:
@@ -240,12 +237,13 @@ def is_lazy(module: nn.Module) -> bool:
 
 
 def stack_models(
-    starts: Sequence[nn.Module], device: torch.device, dtype: torch.dtype, apart: bool = False
+    starts: Iterable[nn.Module], tasks: int, device: torch.device, dtype: torch.dtype, apart: bool = False
 ) -> TaskStack:
     """Returns the tasks' models as one stack.
 
     Args:
-        starts: T modules of one structure; the same object T times for a shared start.
+        starts: T modules of one structure, which are let go of one by one; the same object T times for a shared start.
+        tasks: T.
         device: where the stack lives.
         dtype: of floating parameters and buffers.
         apart: whether the tasks started apart even if these did not: a share of one task, among others.
@@ -253,33 +251,48 @@ def stack_models(
     Raises:
         InputError: the modules differ in their parameters, or none is trainable.
     """
-    distinct = list(dict.fromkeys(starts))
-    index = torch.tensor([distinct.index(start) for start in starts])
-
-    def placed(value: Tensor) -> Tensor:  # `nn.Module.to` would take complex numbers' imaginary parts away
-        of = dtype if value.is_floating_point() else dtype.to_complex() if value.is_complex() else value.dtype
-        return value.to(device, of)
-
-    module = copy.deepcopy(distinct[0])._apply(placed)  # type: ignore[no-untyped-call]
-
-    def stacked(rows: Sequence[Mapping[str, Tensor]]) -> Params:
-        shapes = [{name: value.shape for name, value in row.items()} for row in rows]
-        if any(shape != shapes[0] for shape in shapes):
-            raise InputError("model: the factory's modules differ in structure; every task must train the same one.")
-        found = {name: placed(torch.stack([row[name].detach() for row in rows])) for name in rows[0]}
-        return found if len(rows) == len(starts) else {name: value[index] for name, value in found.items()}
-
-    named = [dict(start.named_parameters()) for start in distinct]
-    params = stacked([{n: p for n, p in row.items() if p.requires_grad} for row in named])
-    buffers = stacked([dict(start.named_buffers()) for start in distinct])
-    fixed = [{n: p for n, p in row.items() if not p.requires_grad} for row in named]
-    if not params:
+    starts = iter(starts)
+    first = next(starts)
+    parts = _parts(first)
+    if not parts[0]:
         raise InputError("model: it has no trainable parameters (all have requires_grad=False, or there are none).")
-    if apart or len(distinct) > 1:
-        return TaskStack(module, params, {}, {**stacked(fixed), **buffers})
-    own = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
-    frozen = {name: value[None].expand(len(starts), *value.shape) for name, value in own.items()}
+
+    def dtype_of(value: Tensor) -> torch.dtype:  # `nn.Module.to` would take complex numbers' imaginary parts away
+        return dtype if value.is_floating_point() else dtype.to_complex() if value.is_complex() else value.dtype
+
+    def rows_of(part: Params) -> Params:
+        """Memory for all tasks, with the first's values."""
+        rows = {n: torch.empty(tasks, *v.shape, dtype=dtype_of(v), device=device) for n, v in part.items()}
+        return {name: value.copy_(part[name].expand_as(value)) for name, value in rows.items()}
+
+    module = copy.deepcopy(first)._apply(lambda value: value.to(device, dtype_of(value)))  # type: ignore[no-untyped-call]
+    params, buffers, fixed = rows_of(parts[0]), rows_of(parts[1]), rows_of(parts[2]) if apart else {}
+    for t, start in enumerate(starts, 1):
+        if start is first:
+            continue
+        own = _parts(start)
+        if [_shapes(part) for part in own] != [_shapes(part) for part in parts]:
+            raise InputError("model: the factory's modules differ in structure; every task must train the same one.")
+        fixed = fixed or rows_of(parts[2])
+        for rows, values in zip((params, buffers, fixed), own, strict=True):
+            for name, value in values.items():
+                rows[name][t] = value
+        apart = True
+    if apart:
+        return TaskStack(module, params, {}, {**fixed, **buffers})
+    frozen = {name: value[None].expand(tasks, *value.shape) for name, value in _parts(module)[2].items()}
     return TaskStack(module, params, frozen, buffers)
+
+
+def _parts(module: nn.Module) -> tuple[Params, Params, Params]:
+    """What is trained of a module, its buffers, and the parameters that are not trained."""
+    named = {name: (value.detach(), value.requires_grad) for name, value in module.named_parameters()}
+    trained, fixed = ({n: value for n, (value, trains) in named.items() if trains is kind} for kind in (True, False))
+    return trained, dict(module.named_buffers()), fixed
+
+
+def _shapes(part: Params) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in part.items()}
 
 
 def _channels_last(stacked: Float[Tensor, "T O I H W"]) -> Float[Tensor, "T O I H W"]:

@@ -324,9 +324,9 @@ def shared_start(job: Job) -> nn.Module | None:
     """Returns what a factory gives for all tasks, called once; None where it is no factory, or they start apart."""
     if isinstance(job.model, nn.Module) or not job.shared_start:
         return None
-    starts = build_starts(job.model, 1, True, job.seed)
-    materialise(starts, example_rows(job), job.seed)
-    return starts[0]
+    (start,) = build_starts(job.model, 1, True, job.seed)
+    materialise(start, example_rows(job), job.seed)
+    return start
 
 
 def halves(job: Job, start: nn.Module | None) -> tuple[dict[str, Any], dict[str, Any]]:
