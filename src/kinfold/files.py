@@ -6,6 +6,7 @@ those of a finished run have theirs in `SHA256SUMS`; what was damaged later is r
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -188,6 +189,11 @@ def events_of(values: Any, path: Path) -> list[dict[str, Any]]:
 
 def jsonable(value: Any) -> Any:
     """Returns `value` with tensors and arrays as lists, and numbers that JSON has no word for as None."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -197,6 +203,10 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float) and not (float("-inf") < value < float("inf")):
         return None
     return value
+
+
+_PLAIN = frozenset({str, int, bool, type(None)})
+"""Kinds of most values of a log, which are looked for first: it takes a quarter of the time."""
 
 
 def inert(cell: Any) -> Any:

@@ -526,7 +526,7 @@ def logged(plan: Plan, outcome: Outcome, job: Job) -> list[Event]:
 
     return [
         {
-            **dataclasses.asdict(move),
+            **vars(move),
             "donor": move.donors[0] if len(move.donors) == 1 else None,
             "before": None if move.form == "teach" else shown(outcome.before[move.recipient]),
             "after": None if move.form == "teach" else shown(outcome.after[move.recipient]),
