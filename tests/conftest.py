@@ -2,12 +2,41 @@
 
 import os
 from importlib.util import find_spec
+from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from beartype import beartype
 from jaxtyping import install_import_hook
 
-install_import_hook("kinfold", "beartype.beartype")
+_CHECKED = {}
+
+
+def checked(function):
+    """What jaxtyping asks of a type checker: given a signature without a body, a function that checks it.
+
+    It asks twice for each function: to check what comes in, and to check that again with what goes out. Here the second
+    checks what goes out alone, by the sizes that the first has noted.
+
+    A function within another is given at every call of that other, and to make its check takes longer than most calls.
+    So one that has the same name and annotations as one before it has its check, too.
+    """
+    returned = function.__annotations__.get("return", Any)
+    if returned is not Any:
+        function.__annotations__ = {"return": returned}
+    elif function.__defaults__ or function.__kwdefaults__:  # a check has them in itself
+        return beartype(function)
+    names = function.__code__.co_varnames, function.__code__.co_kwonlyargcount
+    key = (function.__module__, function.__qualname__, names, *function.__annotations__.items())
+    try:
+        return _CHECKED[key]
+    except KeyError:
+        return _CHECKED.setdefault(key, beartype(function))
+    except TypeError:  # an annotation that cannot be looked up
+        return beartype(function)
+
+
+install_import_hook("kinfold", f"{__name__}.checked")
 
 import numpy as np
 import pandas as pd
