@@ -1,8 +1,8 @@
 """Every command and every Python example of the documentation runs, in the order in which a reader meets them.
 
-Training is cut to a few epochs, the digits to a third of their rows, and commands are kept quiet; nothing else is
-changed. A reader's own tables, pictures, modules and runs are at hand. What cannot run here says why, in a comment on
-the line before its block.
+Training is cut to a few epochs, scikit-learn's digits to a sixth of their rows, and commands are kept quiet; nothing
+else is changed. A reader's own tables, pictures, modules and runs are at hand. What cannot run here says why, in a
+comment on the line before its block.
 """
 
 import re
@@ -24,7 +24,7 @@ from kinfold.cli import main
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 _BLOCK = re.compile(r"^(?P<why><!-- not run: .*? -->\n)?```(?P<language>\w*)\n(?P<content>.*?)^```$", re.M | re.S)
-_SHORT = {"train": ["--epochs", "3", "--quiet"], "compare": ["--epochs", "3", "--seeds", "2", "--quiet"]}
+_SHORT = {"train": ["--epochs", "3", "--quiet"], "compare": ["--epochs", "2", "--seeds", "2", "--quiet"]}
 
 _BEFORE = {  # runs of the reader's own that a page speaks of
     "export.md": "kinfold train measurements.csv --target species --tasks 2 --out runs/species",
@@ -87,7 +87,7 @@ def test_what_a_page_shows_runs(page, tmp_path, monkeypatch, capsys, belongings)
 
     def few_digits(return_X_y=False):
         digits = load_digits()
-        fewer = Bunch(**{part: digits[part][:600] for part in ("data", "target", "images")})
+        fewer = Bunch(**{part: digits[part][:300] for part in ("data", "target", "images")})
         return (fewer.data, fewer.target) if return_X_y else fewer
 
     fit, load_digits = kinfold.fit, sklearn.datasets.load_digits
