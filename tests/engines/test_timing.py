@@ -56,6 +56,17 @@ def test_auto_takes_the_fastest_and_says_so(lab: SimpleNamespace, took: Any, fas
         engine.close()
 
 
+@pytest.mark.parametrize(("workers", "name"), [(0.00096, "vectorised"), (0.00094, "workers")])
+def test_processes_are_taken_only_where_they_gain(lab: SimpleNamespace, took: Any, workers: float, name: str) -> None:
+    with using_threads(2):
+        took(sequential=0.003, vectorised=0.001, workers=workers)
+        engine, line = choose_engine("auto", lab.make_job(), steps=LONG)
+    engine.close()
+    assert engine.name == name
+    assert line is not None
+    assert ("level with processes" in line) == (name == "vectorised")
+
+
 def test_one_stacked_task_is_timed_by_one_thread_too(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: set[str] = set()
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,10 @@ _STEPS_OF_TIMING, _STACKED_STEPS_OF_TIMING, _SHARE_OF_TIMING = 60, 12, 0.05
 """Steps of one task, and of all of them stacked, that timing costs about; and how much of the training it may be."""
 
 
+_LEVEL = 0.05
+"""By how much slower than processes beside it a form of this process may be, and still is taken."""
+
+
 def choose_engine(
     name: str, job: Job, steps: int = 0, resources: str | None = None, compression: Any = None
 ) -> tuple[Engine, str | None]:
@@ -66,9 +70,9 @@ def choose_engine(
     cells, data-dependent control flow, embedding bags) runs one task after another instead. Each of `workers` runs
     its tasks stacked where they can be and do not convolve: on one CPU's thread, stacked convolutions gain nothing.
 
-    `auto` times a few steps of each form that fits and takes the fastest; where training is so short that this would
-    cost more than it gains, it takes the stacked form if there can be one. One task after another is trained by one
-    thread where that is faster.
+    `auto` times a few steps of each form that fits and takes the fastest, but `workers` only where they are faster than
+    what is level with them (`_LEVEL`); where training is so short that this would cost more than it gains, it takes the
+    stacked form if there can be one. One task after another is trained by one thread where that is faster.
 
     Args:
         name: `auto`, or an entry of `ENGINES`.
@@ -153,8 +157,16 @@ def _fastest(job: Job, stacks: bool, convolves: bool, images: bool) -> tuple[Eng
     found = seconds_a_step(forms, job)
     if not found:
         return Sequential(job), "engine: sequential, since no form could be timed."
+    chosen = _choice(found)
+    return forms[chosen].make(job), told(found, chosen, ", channels last" if job.channels_last else "")
+
+
+def _choice(found: Mapping[str, float]) -> str:
+    """The fastest form; but processes beside this one, which take memory of their own, only where they gain by it."""
     fastest = min(found, key=lambda form: found[form])
-    return forms[fastest].make(job), told(found, f"{fastest}{', channels last' if job.channels_last else ''}")
+    here = {form: seconds for form, seconds in found.items() if form != "workers"}
+    level = min(here, key=lambda form: here[form], default=fastest)
+    return level if found[level] <= (1 + _LEVEL) * found[fastest] else fastest
 
 
 def _forms(job: Job, stacks: bool, convolves: bool) -> dict[str, Form]:
