@@ -1,6 +1,8 @@
 """What is free, as the system, a control group and a limit of addresses tell."""
 
+import ctypes
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from kinfold import processes
 from kinfold.data.table import TableEncoder
@@ -118,3 +121,15 @@ def test_what_is_to_be_held_is_refused(monkeypatch):
         encoder.encode(frame)
     with pytest.raises(InputError, match=r"data: 9 pictures take at least 2 GiB, .*; decode them\.$"):
         check_room(2 * GiB, "9 pictures", "decode them")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_freed_memory_goes_back_to_the_system():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    pieces = [torch.ones(20_000) for _ in range(2_000)]  # 160 MB, in pieces that are not mapped by themselves
+    full = resident()
+    del pieces[:-1]  # the last keeps the end of the heap in place
+    processes.give_back()
+    assert resident() < full - 120e6

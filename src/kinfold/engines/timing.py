@@ -19,6 +19,7 @@ from kinfold.data.streamed import Streamed
 from kinfold.engines.base import Engine, Job
 from kinfold.engines.local import UNRECORDED, LocalEngine, discarded
 from kinfold.engines.sequential import Sequential
+from kinfold.processes import give_back
 from kinfold.tasks.order import Segment
 
 _ROUNDS = 5
@@ -78,6 +79,7 @@ def seconds_a_step(forms: Mapping[str, Form], job: Job) -> dict[str, float]:
                     del times[name]
         blocks.clear()
     gc.collect()  # engines refer to themselves: their memory, on a GPU their graphs, would be free some time later
+    give_back()  # of the largest form, which may be another than the one that is taken
     return {name: statistics.median(found) for name, found in times.items()}
 
 
