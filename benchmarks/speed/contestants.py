@@ -221,3 +221,4 @@ CONTESTANTS: dict[str, Callable[[Work], Contestant]] = {
 """Everyone who can take part; the limit, which trains nothing, is measured beside them."""
 
 PEERS = ("loop", "processes", "jax", "jax-loop")
+ENGINES = ("sequential", "vectorised", "workers")

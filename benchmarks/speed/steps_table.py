@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from contestants import CONTESTANTS, PEERS
+from contestants import CONTESTANTS, ENGINES, PEERS
 from jaxtyping import Float64
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -20,11 +20,11 @@ from kinfold.comparing.table import markdown
 
 ABOUT = f"""One training step of T models of one structure, each on {BATCH} rows of its own, gathered by index from
 one data set in memory; cross-entropy, SGD (lr {RATE}, momentum {MOMENTUM}), {CLASSES} classes. All contestants of a
-cell take turns in one process, in an order drawn anew every time. Figures are medians over the turns with
-quartiles; ratios are medians over turns of the ratio within one, above 1 where the contestant is faster; the best peer
-of a cell is in bold. Threads wait as PyTorch's do by default, by spinning, which suits plain loops best while nothing
-else runs. An engine's time has all that its `train` does, the drawing of each period's order included; peers have their
-batches' rows drawn beforehand.
+cell take turns in one process, in an order drawn anew every time. Figures are medians over the turns with quartiles;
+ratios are medians over turns of the ratio within one, above 1 where the contestant is faster; the best peer of a cell
+is in bold, and the best engine is the fastest that was asked for by name, *auto* aside. Threads wait as PyTorch's do
+by default, by spinning, which suits plain loops best while nothing else runs. An engine's time has all that its
+`train` does, the drawing of each period's order included; peers have their batches' rows drawn beforehand.
 
 *loop*: plain PyTorch, T modules with an optimizer each, one after another, all threads. *processes*: the same in one
 process for each CPU, one thread each. *jax*: `vmap` and `jit` of the step, blocks of up to 64 steps by `lax.scan`,
@@ -99,7 +99,8 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def _of_model(cells: Sequence[Cell]) -> str:
-    columns = ["T", "contestant", "ms a step", "µs a model", "× loop", "× best peer", "of the limit", "together"]
+    columns = ["T", "contestant", "ms a step", "µs a model", "× loop", "× best peer"]
+    columns += ["× best engine", "of the limit", "together"]
     rows = [row for cell in cells for row in _rows(cell)]
     need = next((cell.needed for cell in cells if cell.needed is not None), None)
     said = "" if need is None else f"\n\nOne model needs {_megabytes(need)} MB."
@@ -107,16 +108,15 @@ def _of_model(cells: Sequence[Cell]) -> str:
 
 
 def _rows(cell: Cell) -> list[list[str]]:
-    best = cell.fastest(PEERS)
+    best, engine = cell.fastest(PEERS), cell.fastest(ENGINES)
     rows = []
     for name in [*CONTESTANTS, "limit"]:
         if name not in cell.seconds:
             continue
         own = cell.times(name)
         shares = [spread(100 * cell.times(limit) / own, ".0f") + " %" for limit in ("limit", "limit-together")]
-        ratios = [
-            "–" if other not in cell.seconds else spread(cell.times(other) / own) for other in ("loop", best or "loop")
-        ]
+        beside = ("loop", best or "loop", engine or "")
+        ratios = ["–" if other not in cell.seconds else spread(cell.times(other) / own) for other in beside]
         title = f"{name}: {cell.notes[name]}" if name in cell.notes else name
         bold = f"**{title}**" if name == best else title
         row = [str(cell.tasks), bold, spread(1e3 * own, ".3g"), f"{1e6 * float(np.median(own)) / cell.tasks:.0f}"]

@@ -93,7 +93,8 @@ def test_ratios_are_taken_within_a_turn_and_the_table_says_who_is_missing():
     cells = [part.strip() for part in row.strip("|").split("|")]
     assert cells[4] == "4.00 (3.00–4.00)"  # of 4, 2 and 4; the ratio of the medians happens to be the same
     assert cells[5] == "2.00 (1.67–2.00)"  # of 2, 2 and 1.33, to jax
-    assert cells[6] == "50 (42–50) %"
+    assert cells[6] == "1.00 (1.00–1.00)"  # itself, the only engine
+    assert cells[7] == "50 (42–50) %"
     assert "- T = 2, workers: no fork" in text
     assert "| 2.00 |" in next(line for line in text.splitlines() if line.startswith("| 2 | loop"))
     assert set(plots([a_cell(), a_cell(4)])) == {"mlp"}
