@@ -127,6 +127,8 @@ def choose_engine(
         # What a model draws itself depends, stacked, on what it is stacked with, and so on how tasks are shared out.
         stacks = not convolves and not draws and isinstance(_stacked(first_tasks(job, 2)), Vectorised)
         return _cluster(job, Vectorised if stacks else Sequential, resources, codec), None
+    if name == "workers" and convolves:
+        return Workers(job, kind=_kind_of_workers(False, convolves)), None  # whether they can be stacked or not
     crowded = need is not None and job.tasks > 1 and job.device.type == "cpu" and _crowded(name, job, need, free)
     together = f"{job.tasks} tasks do not fit in memory together" if crowded else _stacked(job)
     stacks = isinstance(together, Vectorised)

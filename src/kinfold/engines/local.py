@@ -41,7 +41,7 @@ from kinfold.methods.base import OWN, Batch, Context, Inner, Params, Rows, State
 from kinfold.methods.chain import Chain, Network, buffers_of, check_state, news_of
 from kinfold.methods.model import Model, Passed, forward
 from kinfold.placing import placed
-from kinfold.processes import free_bytes, using_threads
+from kinfold.processes import free_bytes, give_back, using_threads
 from kinfold.selection.better import better
 from kinfold.tasks.order import Segment, row_orders, steps_in
 from kinfold.tasks.state import Some, TaskStack, build_starts, export_module, materialise, stack_models
@@ -1073,6 +1073,7 @@ class LocalEngine(Engine):
         """Closes the engine for good, and has its memory free at once: it refers to itself, so that it would linger."""
         self.close()
         vars(self).clear()
+        give_back()  # else worker processes would inherit it
 
     def method_states(self) -> list[State]:
         return [dict(detached(state)) for state in self.states]

@@ -30,7 +30,7 @@ from kinfold import random
 from kinfold.engines.base import Job, Precision
 from kinfold.engines.simplify import simplify
 from kinfold.methods.base import Batch, Params, State
-from kinfold.processes import signals_held
+from kinfold.processes import give_back, signals_held
 
 Gradients: TypeAlias = tuple[Float[Tensor, " *k"], Params, Params]
 """(losses, gradients, what has come of the pass: buffers, and the methods' new state) of one task, or of k stacked."""
@@ -178,6 +178,7 @@ class Recorder:
             _LOG.debug("steps of training are not recorded: %s", error)
             program = None
         self.possible = program is not None
+        give_back()  # the passes that were compared took more than one does
         return program
 
 
