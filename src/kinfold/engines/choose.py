@@ -56,7 +56,6 @@ _WORTH_TIMING = 20.0
 _STEPS_OF_TIMING, _STACKED_STEPS_OF_TIMING, _SHARE_OF_TIMING = 60, 12, 0.05
 """Steps of one task, and of all of them stacked, that timing costs about; and how much of the training it may be."""
 
-
 _LEVEL = 0.05
 """By how much slower than processes beside it a form of this process may be, and still is taken."""
 
@@ -128,7 +127,7 @@ def choose_engine(
         stacks = not convolves and not draws and isinstance(_stacked(first_tasks(job, 2)), Vectorised)
         return _cluster(job, Vectorised if stacks else Sequential, resources, codec), None
     if name == "workers" and convolves:
-        return Workers(job, kind=_kind_of_workers(False, convolves)), None  # whether they can be stacked or not
+        return Workers(job), None  # task by task, whether they can be stacked or not
     crowded = need is not None and job.tasks > 1 and job.device.type == "cpu" and _crowded(name, job, need, free)
     together = f"{job.tasks} tasks do not fit in memory together" if crowded else _stacked(job)
     stacks = isinstance(together, Vectorised)
