@@ -10,7 +10,7 @@ from torch import nn
 from kinfold.errors import InputError
 from kinfold.methods.model import forward
 from kinfold.random import seeded_everywhere
-from kinfold.tasks.state import build_starts, export_module, materialise, stack_models
+from kinfold.tasks.state import Some, build_starts, export_module, materialise, stack_models
 
 CPU = torch.device("cpu")
 
@@ -271,3 +271,17 @@ def test_what_cannot_be_stacked():
     (start,) = build_starts(lambda: nn.Sequential(nn.LazyLinear(2), nn.Linear(3, 1)), 1, False, seed=0)
     with pytest.raises(InputError, match="sizes its lazy layers failed"):
         materialise(start, torch.zeros(2, 4), seed=0)
+
+
+@pytest.mark.parametrize("tasks", [[0, 1, 2], [1, 2], [2], [0, 2]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_numbers_are_added_as_one_after_another(tasks, dtype):
+    some = Some(tasks, stacked())
+    numbers = torch.randn(50, len(tasks), dtype=dtype, generator=torch.Generator().manual_seed(2)).exp()
+    one, other = (torch.full((3,), 0.1, dtype=torch.float64) for _ in range(2))
+    for number in numbers:
+        some.add(one, number)
+    some.add_each(other, numbers.squeeze(1).unbind(0))
+    assert torch.equal(one, other)
+    some.add_each(other, [])
+    assert torch.equal(one, other)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -31,9 +31,9 @@ from kinfold.engines.base import Engine, Job
 from kinfold.engines.captured import Captures, MakeGraph, Pass, cuda_graphs
 from kinfold.engines.lift import Lift, detached, stacked
 from kinfold.engines.moves import layers_of
-from kinfold.engines.prepared import Prepared
+from kinfold.engines.prepared import AT_ONCE, Prepared, steps_of
 from kinfold.engines.proposals import Donors, Here, Proposal
-from kinfold.engines.recording import Gradients, joint_looker_of, looker_of, recorder_of
+from kinfold.engines.recording import Gradients, Recording, joint_looker_of, looker_of, recorder_of, tensors_in
 from kinfold.engines.seen import Seen
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
@@ -65,6 +65,7 @@ _DRAWING = ("batch", "loss", "gradients")  # the stages that get a key in every 
 _REBUILT = 1e-4  # greatest difference of a rebuilt module's outputs, relative to the greatest of them
 _STEPPING = ("before_step", "update", "after_step")  # those around the optimizer's step
 UNRECORDED = 32  # first steps of a task: to record one takes as long as a hundred small ones, and a run may be short
+_LOSSES_AT_ONCE = 64
 _STRETCHES = 16  # into so many a period may be cut by tasks that end, for the steps of each to be recorded
 _RECOMPUTE_BATCHES = 32  # enough for running statistics; the rows of small sets all take part
 _LOOKED_AT = 512  # rows of a pass that only looks, at least
@@ -221,8 +222,10 @@ class LocalEngine(Engine):
         groups = [group for lane in self._lanes() for group in self._groups(lane, segment)]
         # Made once a group: on a GPU, a tensor made on the host is a wait.
         parts = {id(group): Some(group.tasks, self.stack) for group in groups}
-        prepared: dict[int, Prepared | None] = {}
         orders = {name: (some.of(padded), some.of(keys)) for name, some in parts.items()}
+        prepared: dict[int, Prepared | Literal[False] | None] = {}
+        recordings: dict[int, Recording | None] = {}
+        waiting: dict[int, list[Tensor]] = {name: [] for name in parts}  # losses, to be added several at once
         walk = contextlib.closing(self._walk(groups, segment))
         with using_threads(self.threads), ended_processes_named(), walk as steps:
             for turn in steps:
@@ -231,21 +234,24 @@ class LocalEngine(Engine):
                     continue
                 group, step = turn
                 some, (rows, key) = parts[id(group)], orders[id(group)]
-                index = rows[:, step * job.batch_size : step * job.batch_size + group.size]
                 # By the period, and not by what this process did: it may go on with a run.
                 record = group.long and (segment.period - 1) * group.end + step >= UNRECORDED
                 drawn = random.fold_in(key, step) if drawing else key
-                swift = prepared.get(id(group))
-                if swift is not None:
-                    some.add(total, swift(index, drawn))
+                if record and prepared.get(id(group)) is None:
+                    known = recordings.get(id(group))
+                    prepared[id(group)] = self._prepared(some, group, step, rows, drawn, known)
+                if swift := prepared.get(id(group)):
+                    waiting[id(group)].append(swift(drawn))
+                    if len(waiting[id(group)]) == _LOSSES_AT_ONCE:
+                        some.add_each(total, waiting[id(group)])
+                        waiting[id(group)].clear()
                     continue
-                losses, grads = self._step(some, index, drawn, group.updates(step), record)
-                some.add(total, losses)
-                if id(group) not in prepared and record:
-                    prepared[id(group)] = self._prepared(some, grads)
-                del grads  # their memory is free for the next step's
+                index = rows[:, step * job.batch_size : step * job.batch_size + group.size]
+                some.add(total, self._step(some, index, drawn, group.updates(step), record))
+                recordings[id(group)] = self._recorder.latest
         counts = torch.zeros(job.tasks, dtype=torch.float64)
         for group in groups:
+            parts[id(group)].add_each(total, waiting[id(group)])
             counts[group.tasks] += group.last - group.first
             self._visits += (group.last - group.first) * group.size * len(group.tasks)
         return total, counts
@@ -413,8 +419,8 @@ class LocalEngine(Engine):
 
     def _step(
         self, some: Some, index: Int64[Tensor, "k B"], keys: Int64[Tensor, " k"], update: bool, record: bool
-    ) -> Pass:
-        """One step of k tasks; returns (their losses, their gradients)."""
+    ) -> Float[Tensor, " k"]:
+        """One step of k tasks; returns their losses."""
         if self._captures is None or not record or self._reading is not None:
             losses, grads = self._pass(some, record, index, keys)
         else:
@@ -440,31 +446,76 @@ class LocalEngine(Engine):
                 some.write(self.stack.params, params)
             for i in sorted({i for stage in _STEPPING for i, _ in self.chain.at(stage)}):
                 some.write(self.states[i], states[i])
-        return losses, grads
+        return losses
 
-    def _prepared(self, some: Some, grads: Params) -> Prepared | None:
-        """Returns what takes the steps to come of this segment as the last one was taken, which gave these gradients.
+    def _prepared(
+        self,
+        some: Some,
+        group: "Group",
+        step: int,
+        rows: Int64[Tensor, "k n"],
+        keys: Int64[Tensor, " k"],
+        recording: Recording | None,
+    ) -> Prepared | Literal[False] | None:
+        """Returns what takes a group's steps from one on in this segment.
 
-        There is none where more than a recording and the optimizers' kernels has a part in a step.
+        There is none, False, where more than a recording and the optimizers' kernels has a part in a step; and none as
+        yet, None, before there is a recording, or state of the optimizers'.
+
+        Args:
+            some: the group's tasks.
+            group: which steps they take.
+            step: the next one.
+            rows: the tasks' rows in the order of the period.
+            keys: of the methods' draws in the step.
+            recording: of the step before it; None where it was none of this segment, or there is no recording yet. Then
+                it is looked for, but not where rows are read as they are needed: they would have to be read first.
         """
-        replay, job = self._recorder.latest, self.job
+        job = self.job
         steps_alone = job.accumulate == 1 and job.clip_norm is None and not self.chain.has(*_STEPPING)
-        if replay is None or self._captures is not None or not (steps_alone and some.in_place):
-            return None
-        kernels = self.updater.kernels(grads, None if some.everyone else some.tasks)
-        if kernels is None:
-            return None
+        if self._captures is not None or not (self._recorder.possible and steps_alone and some.in_place):
+            return False
         stack, states = some.stack(), self._states_of(some)
+        lies = stack.first if self.alone else (stack.params, stack.frozen, stack.buffers)
+        if self.alone:
+            states, keys = [_task(state, 0) for state in states], keys[0]
+        batches = self._batches(some, group, range(step, group.last), rows)
+        if recording is None and not isinstance(self.inputs, Streamed):
+            batch = next(batches)
+            recording = self._recorder.find(*lies, batch, states, keys, self._temperature())
+            batches = itertools.chain((batch,), batches)
+        if recording is None or (self._by_reach and self._reached is None):
+            return None
+        grads = {name: grad[None] if self.alone else grad for name, grad in recording.unwritten().items()}
+        if self._by_reach and self._reached is not None:
+            grads = {name: grad for name, grad in grads.items() if name in self._reached}
+        kernels = self.updater.kernels(grads, None if some.everyone else some.tasks)
+        if kernels is None:  # an optimizer's first step, which may be that of the segment, is torch's own
+            return None if step == group.first else False
         return Prepared(
-            replay=replay,
+            recording=recording,
             alone=self.alone,
-            lies=stack.first if self.alone else (stack.params, stack.frozen, stack.buffers),
-            states=[_task(state, 0) for state in states] if self.alone else states,
-            read=partial(self._batch, some.which),
+            before=[value for part in lies for value in part.values()],
+            behind=[value for state in states for value in state.values()],
+            batches=batches,
             kernels=kernels,
             together=self.updater.fused,
             write=partial(self._write_passed, some),
         )
+
+    def _batches(self, some: Some, group: "Group", steps: range, rows: Int64[Tensor, "k n"]) -> Iterator[Batch]:
+        """Yields the batches of a group's steps, of one task if it steps alone; small ones are read several at once."""
+        at_once, size = 1, self.job.batch_size
+        while steps:
+            now, steps = steps[:at_once], steps[at_once:]
+            index = rows[:, now.start * size : now.start * size + len(now) * group.size]
+            if isinstance(self.inputs, Streamed):
+                batch = self._batch(some.which, index)
+                yield batch.first() if self.alone else batch
+                continue
+            batch = self._batch(some.which, index.view(-1, len(now), group.size).transpose(0, 1))
+            at_once = max(1, AT_ONCE * len(now) // sum(part.nbytes for part in tensors_in(batch)))
+            yield from steps_of(batch, self.alone)
 
     def _now(self, some: Some) -> Params:
         """A copy: the optimizer moves the parameters in place, and what a method keeps of them may not move."""
@@ -519,7 +570,7 @@ class LocalEngine(Engine):
         parts = [self._accumulated.pop((t,)) for t in tasks]
         return {name: torch.cat([sums[name] for sums, _ in parts]) for name in parts[0][0]}, parts[0][1]
 
-    def _batch(self, which: Int64[Tensor, " k"], index: Int64[Tensor, "k B"]) -> Batch:
+    def _batch(self, which: Int64[Tensor, " k"], index: Int64[Tensor, "*steps k B"]) -> Batch:
         classes = self.job.objective.classes
         x = self.inputs.rows(index) if self._reading is None else next(self._reading)
         weight = None if self.weights is None else taken(self.weights, index)
@@ -528,7 +579,8 @@ class LocalEngine(Engine):
         if lesson is None:
             return batch
         rows = which[:, None]
-        believed = lesson.weight[which] if lesson.weight.ndim == 1 else lesson.weight[rows, index]
+        by_task = lesson.weight.ndim == 1
+        believed = lesson.weight[which].expand(index.shape[:-1]) if by_task else lesson.weight[rows, index]
         batch = batch._replace(soft=lesson.targets[rows, index], soft_weight=believed.to(self.dtype))
         if not self._partly_labelled:
             return batch

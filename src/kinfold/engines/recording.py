@@ -14,6 +14,7 @@ import random as python_random
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, final
 
@@ -37,9 +38,6 @@ Gradients: TypeAlias = tuple[Float[Tensor, " *k"], Params, Params]
 
 Step: TypeAlias = Callable[[Params, Params, Params, Batch, list[State], Int64[Tensor, " *k"]], Gradients]
 """From parameters, frozen parameters, buffers, a batch, the methods' states and keys to what an optimizer needs."""
-
-Replay: TypeAlias = Callable[..., Gradients]
-"""A recording: what a step gives, from its tensors alone (see `tensors_of`)."""
 
 _TOLERANCE: Mapping[Precision, float] = {"float64": 1e-8, "float32": 1e-3, "bf16": 3e-2}
 
@@ -74,6 +72,48 @@ _LOG = logging.getLogger("kinfold")
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A step as a flat program of tensor operations.
+
+    Attributes:
+        replay: from a step's tensors (see `tensors_of`) to its losses, its gradients, and what else has come of it.
+        grads: names of the gradients, in order.
+        passed: names of the rest, likewise.
+        forms: (shape, strides, type, device) of each gradient, its strides before the program was simplified.
+        differentiated: whether it has to be replayed where gradients may be asked for.
+    """
+
+    replay: Callable[..., list[Tensor]]
+    grads: list[str]
+    passed: list[str]
+    forms: list[tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]]
+    differentiated: bool
+
+    def __call__(self, *given: Tensor) -> Gradients:
+        """Returns what the step returns, from its tensors."""
+        with torch.no_grad():
+            losses, *rest = self.run(given)
+        return losses, dict(zip(self.grads, rest, strict=False)), self.of_the_pass(rest)
+
+    def run(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """Replays the program, where gradients are not asked for."""
+        if not self.differentiated:
+            return self.replay(*given)
+        with torch.enable_grad():
+            return self.replay(*given)
+
+    def of_the_pass(self, rest: Sequence[Tensor]) -> Params:
+        """Returns what has come of a pass besides gradients by name, from all that a replay gives but the losses."""
+        return dict(zip(self.passed, rest[len(self.grads) :], strict=True))
+
+    def unwritten(self) -> Params:
+        """Returns tensors like the gradients, with whatever their memory holds."""
+        made = (torch.empty_strided(size, strides, dtype=kind, device=on) for size, strides, kind, on in self.forms)
+        return dict(zip(self.grads, made, strict=True))
+
+
+@final
 class Recorder:
     """Calls a step, or replays its recording.
 
@@ -99,9 +139,9 @@ class Recorder:
 
     def __init__(self, step: Step, watched: Sequence[object], tolerance: float, possible: bool = True):
         self._step, self._watched, self._tolerance, self.possible = step, watched, tolerance, possible
-        self._programs: dict[Hashable, Replay] = {}
+        self._programs: dict[Hashable, Recording] = {}
         self._seen: Hashable = None
-        self.latest: Replay | None = None
+        self.latest: Recording | None = None
 
     def __call__(
         self,
@@ -133,18 +173,30 @@ class Recorder:
         if not (record and self.possible):
             return self._step(*arguments)
         tensors = tensors_of(*arguments)
-        layout = tensors[0].stride()  # of rows side by side, or copied from here and there
-        shapes = (kind, layout, *[part is None for part in batch[4:]], *[value.shape for value in tensors])
-        program = self._programs.get(shapes)
+        key = _key(tensors, batch, kind)
+        program = self._programs.get(key)
         if program is None:
             # An interrupt that comes upon torch while it traces may end the process, and not only the run.
             with signals_held(), random.seeded_everywhere("recording"), random.seeded(keys.device, "recording"):
                 program = self._record(arguments)
             if program is None:
                 return self._step(*arguments)
-            self._programs[shapes] = program
+            self._programs[key] = program
         self.latest = program
         return program(*tensors)
+
+    def find(
+        self,
+        params: Params,
+        frozen: Params,
+        buffers: Params,
+        batch: Batch,
+        states: list[State],
+        keys: Int64[Tensor, " *k"],
+        kind: Hashable,
+    ) -> Recording | None:
+        """Returns the recording that a call would replay, if there is one already."""
+        return self._programs.get(_key(tensors_of(params, frozen, buffers, batch, states, keys), batch, kind))
 
     def refresh(self) -> bool:
         """Drops the recordings if an attribute of a module has changed since they were made; returns whether."""
@@ -158,7 +210,7 @@ class Recorder:
             self._programs = {}
         return changed
 
-    def _record(self, arguments: tuple[Any, ...]) -> Replay | None:
+    def _record(self, arguments: tuple[Any, ...]) -> Recording | None:
         """Returns a recording of the step, or None and gives up recording for good."""
         program = None
         try:
@@ -216,7 +268,13 @@ def joint_looker_of(job: Job, model: nn.Module, look: Step, pays: bool) -> Recor
     return Recorder(look, (model,), _TOLERANCE[job.precision], pays and long and job.precision != "bf16")
 
 
-def _program(step: Step, arguments: tuple[Any, ...]) -> Replay:
+def _key(tensors: Sequence[Tensor], batch: Batch, kind: Hashable) -> Hashable:
+    """What a step's recording is kept by: the forms of its tensors."""
+    layout = tensors[0].stride()  # of rows side by side, or copied from here and there
+    return (kind, layout, *[part is None for part in batch[4:]], *[value.shape for value in tensors])
+
+
+def _program(step: Step, arguments: tuple[Any, ...]) -> Recording:
     """Returns the recording, a function of the tensors alone."""
     tensors = tensors_of(*arguments)
     leaves, structure = tree_flatten(arguments)
@@ -236,19 +294,15 @@ def _program(step: Step, arguments: tuple[Any, ...]) -> Replay:
     if any(map(_sized_by_data, module.graph.nodes)):
         raise ValueError("a tensor's size depends on data")
     simplify(module.graph)
-    mode = torch.enable_grad if _keeps_where_differentiated(module.graph) else torch.no_grad
+    of_grads, of_the_pass = names
+    (results,) = next(node for node in reversed(module.graph.nodes) if node.op == "output").args
+    values = [node.meta["val"] for node in results[1 : 1 + len(of_grads)]]
+    forms = [(value.shape, value.stride(), value.dtype, value.device) for value in values]
+    differentiated = _keeps_where_differentiated(module.graph)
     for node in module.graph.nodes:
         node.meta.clear()  # they would keep the values of the recording alive
     module.recompile()
-    replay, (of_grads, of_buffers) = module.forward, names
-
-    def program(*given: Tensor) -> Gradients:
-        with mode():
-            losses, *rest = replay(*given)
-        count = len(of_grads)
-        return losses, dict(zip(of_grads, rest, strict=False)), dict(zip(of_buffers, rest[count:], strict=True))
-
-    return program
+    return Recording(module.forward, of_grads, of_the_pass, forms, differentiated)
 
 
 def _keeps_where_differentiated(graph: fx.Graph) -> bool:
@@ -286,7 +340,7 @@ def _with_other_rows(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*before, Batch(*(tree_map(changed, part) for part in batch)), states, keys)
 
 
-def _alike(one: Step, other: Replay, arguments: tuple[Any, ...], tolerance: float) -> bool:
+def _alike(one: Step, other: Recording, arguments: tuple[Any, ...], tolerance: float) -> bool:
     """Whether a step and its recording give the same but for rounding, drawing the same."""
     device = arguments[-1].device
     with random.seeded(device, "recording"), torch.enable_grad():
@@ -317,15 +371,21 @@ def tensors_of(
     params: Params, frozen: Params, buffers: Params, batch: Batch, states: list[State], keys: Int64[Tensor, " *k"]
 ) -> list[Tensor]:
     """The arguments' tensors in the order in which `tree_flatten` has them, in less time than it takes."""
-    found = [*params.values(), *frozen.values(), *buffers.values()]
+    found = [*params.values(), *frozen.values(), *buffers.values(), *tensors_in(batch)]
+    for state in states:
+        found.extend(state.values())
+    found.append(keys)
+    return found
+
+
+def tensors_in(batch: Batch) -> list[Tensor]:
+    """A batch's tensors, in the order in which `tensors_of` has them."""
+    found: list[Tensor] = []
     for part in batch:
         if isinstance(part, Tensor):
             found.append(part)
         elif isinstance(part, tuple):
             found.extend(part)
-    for state in states:
-        found.extend(state.values())
-    found.append(keys)
     return found
 
 

@@ -37,7 +37,8 @@ def step_by_kernel(optimizer: Optimizer, grads: Mapping[nn.Parameter, Tensor], f
     """
     kernel = kernel_of(optimizer, grads, factor)
     if kernel is not None:
-        kernel(list(grads.values()))
+        with torch.no_grad():
+            kernel(list(grads.values()))
     return kernel is not None
 
 
@@ -45,8 +46,9 @@ def kernel_of(optimizer: Optimizer, grads: Mapping[nn.Parameter, Tensor], factor
     """Returns what takes the steps that `optimizer.step()` would take, bit for bit, with gradients like these.
 
     There is none where it is not the kernel that would step or not alone (other optimizers and forms, hooks, a `step`
-    of the user's own, loss scaling), where there is no state yet, and off the CPU. It may be called as long as nothing
-    but its own calls changes the optimizer: options, state and hooks are looked up here, once.
+    of the user's own, loss scaling), where there is no state yet, and off the CPU. It is called where gradients are not
+    asked for, as long as nothing but its own calls changes the optimizer: options, state and hooks are looked up here,
+    once.
 
     Args:
         optimizer: whose parameters' own `grad` is neither looked at nor set.
@@ -69,9 +71,8 @@ def kernel_of(optimizer: Optimizer, grads: Mapping[nn.Parameter, Tensor], factor
         calls.append((call, [places[parameter] for parameter in params]))
 
     def kernel(given: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            for call, which in calls:
-                call([given[place] for place in which])
+        for call, which in calls:
+            call([given[place] for place in which])
         optimizer._opt_called = True  # type: ignore[attr-defined]  # as schedules have it, who look whether it stepped
 
     return kernel

@@ -6,7 +6,7 @@ device and precision are settled as the stack is made.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -154,6 +154,12 @@ class Some:
             value[self._rows] += terms
         else:
             self.of(value).add_(terms)  # not written back to where it already is
+
+    def add_each(self, value: Shaped[Tensor, " T"], terms: Sequence[Shaped[Tensor, "*k"]]) -> None:
+        """Adds many numbers to each of theirs as `add` does, in place, one after another; without k, to the one's."""
+        if terms:
+            summands = torch.stack([term.view(-1) for term in terms])
+            value[self._rows] = torch.cat([self.of(value)[None], summands]).cumsum(0)[-1]
 
     def memory_of(self, part: Params) -> list[Tensor]:
         """Returns their rows of several tensors as views, or the whole tensors where they are not neighbours."""

@@ -181,14 +181,15 @@ class Updater:
         for i, own in self._shared_out(grads, tasks):
             self._step(i, own)
 
-    def kernels(self, grads: Params, tasks: Sequence[int] | None = None) -> list[Callable[[Params], None]] | None:
+    def kernels(self, grads: Params, tasks: Sequence[int] | None = None) -> list[Kernel] | None:
         """Returns what takes the steps to come as `step` would, one for each optimizer, where kernels alone do.
 
-        They may be called as long as nothing else changes the optimizers, or what steps are scaled by.
+        They may be called as long as nothing else changes the optimizers, or what steps are scaled by, and where
+        gradients are not asked for.
 
         Args:
-            grads: like those to come, as in `step`. Each is given its own: [k, …] where one optimizer steps all these
-                tasks, else […] of its one task.
+            grads: like those to come, as in `step`, but for their numbers. Each is given its own, in this order: [k, …]
+                where one optimizer steps all these tasks, else […] of its one task.
             tasks: as in `step`.
 
         Returns:
@@ -196,13 +197,14 @@ class Updater:
         """
         if self.fused and len(self._lanes_stepped_by(tasks)) != 1:
             return None
-        found: list[Callable[[Params], None]] = []
+        found: list[Kernel] = []
+        places = {name: place for place, name in enumerate(grads)}
         for i, own in self._shared_out(grads, tasks):
             kernel = kernel_of(self._optimizers[i], own, self._factors[i])
             if kernel is None:
                 return None
-            parameters = self._parameters(i)
-            found.append(partial(_step_laid_out, kernel, [(n, p) for n, p in parameters.items() if p in own]))
+            stepped = [(places[name], p) for name, p in self._parameters(i).items() if p in own]
+            found.append(partial(_step_laid_out, kernel, stepped))
         return found
 
     def _lanes_stepped_by(self, tasks: Sequence[int] | None) -> list[int]:
@@ -631,9 +633,9 @@ def _own(slot: str, value: Tensor, parameter: Tensor, optimizer: Optimizer) -> T
     return _laid_out_as(parameter, own) if _is_moment(slot, own, parameter.shape) else own
 
 
-def _step_laid_out(kernel: Kernel, parameters: Sequence[tuple[str, nn.Parameter]], grads: Params) -> None:
-    """Takes a step with gradients by name."""
-    kernel([_laid_out_as(parameter, grads[name]) for name, parameter in parameters])
+def _step_laid_out(kernel: Kernel, parameters: Sequence[tuple[int, nn.Parameter]], grads: Sequence[Tensor]) -> None:
+    """Takes a step with gradients, of which each parameter's is at the place that stands before it."""
+    kernel([_laid_out_as(parameter, grads[place]) for place, parameter in parameters])
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
