@@ -113,3 +113,71 @@ def test_what_lies_otherwise_is_not_written_over(combined: Callable[[Tensor, Ten
     draw = random.generator(0, "test")
     given = [torch.randn(shape, generator=draw) for shape in ((2, 4, 3), (2, 3, 5), (4, 2, 5))]
     assert torch.allclose(simplified(function, *given).forward(*given), function(*given))
+
+
+def layer(bias: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+    return torch.relu(torch.addmm(bias, x, weight.t()))
+
+
+def test_a_layer_takes_its_weight_as_it_lies() -> None:
+    draw = random.generator(0, "test")
+    given = [torch.randn(shape, generator=draw) for shape in ((4,), (4, 3), (5, 3))]
+    module = simplified(layer, *given)
+    assert operations(module) == ["addmm", "relu"]
+    assert torch.equal(module.forward(*given), layer(*given))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda bias, weight, x: [layer(bias, weight, x), weight.t() + 1],
+        lambda bias, weight, x: torch.addmm(bias, x, weight.t(), beta=0.5),
+        lambda bias, weight, x: torch.addmm(bias.expand(5, 4), x, weight.t()),
+        lambda bias, weight, x: torch.addmm(bias, x, weight.t()).relu() + torch.addmm(bias, x, weight.t()),
+    ],
+)
+def test_what_is_like_a_layer_stays_the_same(other: Callable[..., object]) -> None:
+    draw = random.generator(0, "test")
+    given = [torch.randn(shape, generator=draw) for shape in ((4,), (4, 3), (5, 3))]
+    torch.testing.assert_close(simplified(other, *given).forward(*given), other(*given), rtol=0, atol=0)
+
+
+def test_what_another_reads_is_not_written_over() -> None:
+    def function(bias: Tensor, weight: Tensor, x: Tensor) -> list[Tensor]:
+        before = torch.addmm(bias, x, weight.t())
+        grad = torch.mm(x, weight.t())
+        return [before.relu(), before * 2, torch.ops.aten.threshold_backward(grad, before, 0), grad * 3]
+
+    draw = random.generator(0, "test")
+    given = [torch.randn(shape, generator=draw) for shape in ((4,), (4, 3), (5, 3))]
+    torch.testing.assert_close(simplified(function, *given).forward(*given), function(*given), rtol=0, atol=0)
+
+
+def mean_loss(logs: Tensor, y: Tensor) -> Tensor:
+    return -torch.log_softmax(logs, 1).gather(1, y[:, None]).mean()
+
+
+def test_the_mean_of_picked_classes_is_one_operation() -> None:
+    draw = random.generator(0, "test")
+    scores, y = torch.randn(6, 3, generator=draw, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2])
+    module = simplified(mean_loss, scores, y)
+    assert operations(module) == ["_log_softmax", "nll_loss_nd"]
+    torch.testing.assert_close(module.forward(scores, y), mean_loss(scores, y))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda scores, y: -scores.gather(0, y[None, :3]).mean(),
+        lambda scores, y: -scores.gather(1, torch.stack([y, y], 1)).mean(),
+        lambda scores, y: -scores.gather(1, y[:3, None]).mean(),
+        lambda scores, y: -scores.gather(1, y[:, None]).mean(0),
+        lambda scores, y: [-(mean := scores.gather(1, y[:, None]).mean()), mean * 2],
+        lambda scores, y: -scores.gather(1, y[:, None]).sum(),
+    ],
+)
+def test_what_is_like_a_mean_of_picked_classes_stays_the_same(other: Callable[..., object]) -> None:
+    scores, y = torch.randn(6, 3, generator=random.generator(0, "test")), torch.tensor([0, 2, 1, 1, 0, 2])
+    module = simplified(other, scores, y)
+    assert not any("nll" in name for name in operations(module))
+    torch.testing.assert_close(module.forward(scores, y), other(scores, y), rtol=0, atol=0)

@@ -113,6 +113,9 @@ def simplify(graph: Graph) -> None:
     overwritten: set[Node] = set()
     for node in list(graph.nodes):
         _overwrite(node, overwritten)
+    for node in list(graph.nodes):
+        if node.target is _aten.addmm.default and not _is_large_product(node):
+            _take_as_layer(graph, node)
     for node in graph.nodes:
         if node.target in _PRODUCTS and _is_large_product(node):
             node.target = _PRODUCTS[node.target]
@@ -223,13 +226,23 @@ def _overwrite(node: Node, overwritten: set[Node]) -> None:
         if is_only_here(product, _aten.bmm.default) and _form(node) == _form(product) and _lies_as(node, product):
             node.target, node.args = _aten.add_.Tensor, (product, bias)
             overwritten.add(node)
-    elif node.target is _aten.relu.default and overwritten.intersection(node.all_input_nodes):
-        if len(node.all_input_nodes[0].users) == 1:
+    elif node.target is _aten.relu.default:
+        source = node.all_input_nodes[0]
+        if len(source.users) == 1 and (source in overwritten or source.target is _aten.addmm.default):
             node.target = _aten.relu_.default
-    elif node.target is _aten.threshold_backward.default and is_only_here(node.args[0], _aten.bmm.default):
-        product = node.args[0]
-        if _lies_as(node, product):
+    elif node.target is _aten.threshold_backward.default:
+        product = arguments(node)[0]
+        of_its_own = is_only_here(product, _aten.bmm.default) or is_only_here(product, _aten.mm.default)
+        if of_its_own and _lies_as(node, product):
             node.target, node.kwargs = _aten.threshold_backward.grad_input, {"grad_input": product}
+
+
+def _take_as_layer(graph: Graph, node: Node) -> None:
+    """Leaves the turning around of a layer's weight to the operation that takes it as it lies."""
+    bias, x, turned = arguments(node)
+    if is_only_here(turned, _aten.t.default) and bias.meta["val"].ndim == 1 and not node.kwargs:
+        node.target, node.args = torch._C._nn.linear, (x, arguments(turned)[0], bias)
+        graph.erase_node(turned)
 
 
 def _is_large_product(node: Node) -> bool:

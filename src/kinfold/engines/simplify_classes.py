@@ -20,6 +20,9 @@ _aten = torch.ops.aten
 _VECTOR = 64
 """Bytes that a CPU works on at once."""
 
+_MEAN, _NOTHING = 1, -100
+"""What torch calls the mean of a loss over rows, and a class that none of them has."""
+
 _MANY_ROWS = 256
 """From so many rows on, turning them around pays."""
 
@@ -47,6 +50,26 @@ def simplify_classes(graph: Graph, pure: bool) -> None:
                 _turn(graph, node)
             elif node.meta["val"].shape[-1] >= _FEWEST:
                 _take_by_rows(node)
+        elif node.target is _aten.neg.default:
+            _take_mean_at_once(graph, node)
+
+
+def _take_mean_at_once(graph: Graph, loss: Node) -> None:
+    """Puts one operation in the place of three where a loss is the mean over one model's rows, of a class of each."""
+    mean = arguments(loss)[0]
+    if not (is_only_here(mean, _aten.mean.default) and not mean.kwargs and len(mean.args) == 1):
+        return
+    picked = arguments(mean)[0]
+    if not (is_only_here(picked, _aten.gather.default) and picked.args[1] in (1, -1) and len(picked.args) == 3):
+        return
+    logs, _, index = arguments(picked)
+    value, rows = logs.meta["val"], logs.meta["val"].shape[0]
+    of_rows = index.target is _aten.unsqueeze.default and index.args[1:] in ((1,), (-1,)) and value.ndim == 2
+    if of_rows and picked.meta["val"].shape == (rows, 1) and value.device.type == "cpu":
+        with graph.inserting_before(loss):
+            given = (logs, arguments(index)[0], None, _MEAN, _NOTHING)
+            loss.replace_all_uses_with(put(graph, torch._C._nn.nll_loss_nd, given, loss.meta["val"]))
+        erase_unread(graph, [loss])
 
 
 def _goes_by_rows(node: Node) -> bool:
