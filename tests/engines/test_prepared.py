@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
+from kinfold import random
+from kinfold.data.image_files import HeldPixels
+from kinfold.data.images import ImageInputs, Units
+from kinfold.data.series import MaskedInputs
 from kinfold.engines import local
 from kinfold.engines.local import LocalEngine
 from kinfold.engines.prepared import Prepared
@@ -38,6 +42,26 @@ class Partly(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(torch.tanh(self.frozen(x)))
+
+
+class Masked(nn.Module):
+    """Reads series of unequal lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.linear((x * mask[:, None]).flatten(1))
+
+
+def series() -> MaskedInputs:
+    return MaskedInputs(torch.randn(64, 2, 2, generator=random.generator(0, "series")), torch.arange(64) % 2 + 1)
+
+
+def pictures() -> ImageInputs:
+    pixels = torch.randint(0, 256, (64, 1, 2, 3), dtype=torch.uint8, generator=random.generator(0, "pictures"))
+    return ImageInputs(HeldPixels(pixels), Units([0.5], [0.25]))
 
 
 @pytest.fixture
@@ -86,6 +110,8 @@ CASES: dict[str, dict[str, Any]] = {
     "methods": {"methods": (LabelSmoothing(), Mixup())},
     "two passes": {"methods": (SAM(),)},
     "one task": {"tasks": 1},
+    "several inputs": {"inputs": series(), "model": Masked},
+    "pixels": {"inputs": pictures(), "model": lambda: nn.Sequential(nn.Conv2d(1, 3, (2, 3)), nn.Flatten())},
     "images": {"model": lambda: nn.Sequential(nn.Unflatten(1, (1, 5, 1)), nn.Conv2d(1, 3, (5, 1)), nn.Flatten())},
 }
 
