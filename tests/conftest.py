@@ -1,42 +1,125 @@
 """Shapes and types are checked over the whole package while it is tested."""
 
+import functools
+import inspect
 import os
+from dataclasses import is_dataclass
 from importlib.util import find_spec
-from typing import Any
+from types import FunctionType, SimpleNamespace
+from typing import Any, ForwardRef, Literal, get_args, get_origin, get_type_hints
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import jaxtyping
 from beartype import beartype
-from jaxtyping import install_import_hook
 
-_CHECKED = {}
+_SIZES = jaxtyping.jaxtyped("context")  # within it a name of a size stands for one size
+_CHECKS = {}
 
 
-def checked(function):
-    """What jaxtyping asks of a type checker: given a signature without a body, a function that checks it.
+def jaxtyped(given=None, *, typechecker=None):
+    """Stands in for jaxtyping's decorator, which its import hook gives to every function and dataclass of the package.
 
-    It asks twice for each function: to check what comes in, and to check that again with what goes out. Here the second
-    checks what goes out alone, by the sizes that the first has noted.
-
-    A function within another is given at every call of that other, and to make its check takes longer than most calls.
-    So one that has the same name and annotations as one before it has its check, too.
+    It checks the same in a small part of the time. jaxtyping's own binds the arguments of every call to the signature,
+    to have them for a message; it checks them once more with the result; it keeps sizes also for what has none; and a
+    function within another, which is made at every call of that other, has its checks made anew each time.
     """
-    returned = function.__annotations__.get("return", Any)
-    if returned is not Any:
-        function.__annotations__ = {"return": returned}
-    elif function.__defaults__ or function.__kwdefaults__:  # a check has them in itself
-        return beartype(function)
-    names = function.__code__.co_varnames, function.__code__.co_kwonlyargcount
-    key = (function.__module__, function.__qualname__, names, *function.__annotations__.items())
+    if given is None:
+        return jaxtyped
+    if isinstance(given, type):
+        if is_dataclass(given) and type(vars(given).get("__init__")) is FunctionType:
+            given.__init__ = jaxtyped(given.__init__)
+        return given
+    hints = given.__annotations__
+    if hasattr(given, "__wrapped__") or all(hint is Any for hint in hints.values()):
+        return given
+    parts = [part for hint in hints.values() for part in _parts(hint)]
+    by_name = any(isinstance(part, str | ForwardRef) for part in parts)
+    if "<locals>" in given.__qualname__ or by_name or inspect.isgeneratorfunction(given):
+        comes_in, goes_out = _checks(given)
+
+        @functools.wraps(given)
+        def apart(*args, **kwargs):
+            with _SIZES:
+                comes_in(*args, **kwargs)
+                return goes_out(given(*args, **kwargs))
+
+        return apart
+    whole = beartype(given)
+    if given.__name__ != "__init__" and not any(hasattr(part, "dim_str") for part in parts):
+        return whole
+
+    @functools.wraps(given)
+    def function(*args, **kwargs):
+        if hasattr(function, "__no_type_check__"):  # which a constructor may be told after it is made
+            return given(*args, **kwargs)
+        with _SIZES:
+            return whole(*args, **kwargs)
+
+    return function
+
+
+def _checks(function):
+    """What takes the arguments that a function takes, and what takes its result, and checks them.
+
+    Functions that have their code, annotations and defaults in common share them.
+    """
+    defaults = *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()
+    key = (function.__code__, *((name, _spelled(hint)) for name, hint in function.__annotations__.items()), *defaults)
     try:
-        return _CHECKED[key]
+        if all(value is None or type(value) in (bool, int, float, str) for value in defaults):
+            return _CHECKS[key]
     except KeyError:
-        return _CHECKED.setdefault(key, beartype(function))
+        return _CHECKS.setdefault(key, _made(function))
     except TypeError:  # an annotation that cannot be looked up
-        return beartype(function)
+        pass
+    return _made(function)
 
 
-install_import_hook("kinfold", f"{__name__}.checked")
+def _made(function):
+    hints = {name: _meant(hint, function.__globals__) for name, hint in function.__annotations__.items()}
+    returned = hints.pop("return", Any)
+    parameters = [
+        one.replace(annotation=one.empty, default=one.default if one.default is one.empty else None)
+        for one in inspect.signature(function).parameters.values()
+    ]
+    scope = {}
+    exec(f"def comes_in{inspect.Signature(parameters)}: pass\ndef goes_out(result): return result", scope)
+    comes_in, goes_out = scope["comes_in"], scope["goes_out"]
+    comes_in.__defaults__, comes_in.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    comes_in.__annotations__, goes_out.__annotations__ = hints, {"return": returned}
+    for one in (comes_in, goes_out):
+        one.__module__, one.__name__, one.__qualname__ = function.__module__, function.__name__, function.__qualname__
+    return beartype(comes_in), beartype(goes_out)
+
+
+def _meant(hint, names):
+    """The annotation with what it has as a string; anything, where that is not made yet."""
+    try:
+        return get_type_hints(SimpleNamespace(__annotations__={"hint": hint}), names, include_extras=True)["hint"]
+    except NameError:
+        return Any
+
+
+def _parts(hint):
+    """An annotation and all that it is made of."""
+    yield hint
+    if get_origin(hint) is not Literal:
+        for part in hint if isinstance(hint, list) else get_args(hint):
+            yield from _parts(part)
+
+
+def _spelled(hint):
+    """The annotation, such that equal ones are equal: jaxtyping's are a new class each time."""
+    if isinstance(hint, list):
+        return tuple(map(_spelled, hint))
+    if hasattr(hint, "dim_str"):
+        return hint.dtype, hint.array_type, hint.dim_str
+    return (get_origin(hint), *map(_spelled, get_args(hint))) if get_args(hint) else hint
+
+
+jaxtyping.jaxtyped = jaxtyped
+jaxtyping.install_import_hook("kinfold", None)
 
 import numpy as np
 import pandas as pd
