@@ -1,8 +1,9 @@
 """Where memory runs out on the way, fewer tasks go through a pass at once, and the run is what it would have been."""
 
 import copy
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,15 @@ from kinfold.transfer import AMTO, PAPA, Together
 
 EVERYTHING = Together((AMTO(p_low=1.0, p_high=1.0), PAPA(steps=3)))
 SIZES = (44, 40, 44, 21, 44)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> Iterator[None]:
+    """Whoever goes back collects garbage, and need not look for it among all that the tests have imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
