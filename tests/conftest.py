@@ -36,10 +36,13 @@ def jaxtyped(given=None, *, typechecker=None):
     parts = [part for hint in hints.values() for part in _parts(hint)]
     by_name = any(isinstance(part, str | ForwardRef) for part in parts)
     if "<locals>" in given.__qualname__ or by_name or inspect.isgeneratorfunction(given):
-        comes_in, goes_out = _checks(given)
+        checks = []
 
         @functools.wraps(given)
         def apart(*args, **kwargs):
+            if not checks:  # by now there are the classes that are named
+                checks.extend(_checks(given))
+            comes_in, goes_out = checks
             with _SIZES:
                 comes_in(*args, **kwargs)
                 return goes_out(given(*args, **kwargs))
@@ -94,7 +97,7 @@ def _made(function):
 
 
 def _meant(hint, names):
-    """The annotation with what it has as a string; anything, where that is not made yet."""
+    """The annotation with what it has as a string; anything, where that is imported for type checkers alone."""
     try:
         return get_type_hints(SimpleNamespace(__annotations__={"hint": hint}), names, include_extras=True)["hint"]
     except NameError:

@@ -72,7 +72,11 @@ def each_of(pairs: Float[Tensor, "T 2"]) -> Iterator[int]:
 class Method:
     @jaxtyped
     def itself(self, other: "Method") -> "Method":
-        return other if isinstance(other, Method) else self
+        return other
+
+    @jaxtyped
+    def unknown(self, other: "OfNoModule") -> int:
+        return other
 
     @staticmethod
     @jaxtyped
@@ -91,16 +95,20 @@ def test_generators_methods_and_dataclasses():
     assert list(each_of(PAIRS)) == [0, 1, 2]
     assert Method.twice(2) == 4
     method = Method()
-    assert method.itself(method) is method.itself(1) is method  # of what is not made yet, nothing is asked
+    assert method.itself(method) is method
+    assert method.unknown(1) == 1  # of such an argument nothing is asked
     assert Held(PAIRS, PAIRS[:, 0]).pairs is PAIRS
     for call in (
         lambda: each_of(PAIRS[0]),
         lambda: Method.twice("x"),
+        lambda: method.itself(1),
         lambda: Held(PAIRS, torch.zeros(2)),
         lambda: Ledger(1),
     ):
         with pytest.raises(WrongParameter):
             call()
+    with pytest.raises(WrongReturn):
+        method.unknown("x")
 
 
 def test_a_function_within_another_each_time():
