@@ -109,6 +109,7 @@ CASES: dict[str, dict[str, Any]] = {
     "weighted rows": {"weights": torch.linspace(0.5, 2.0, 64, dtype=torch.float64)},
     "methods": {"methods": (LabelSmoothing(), Mixup())},
     "two passes": {"methods": (SAM(),)},
+    "two passes that do not reach all": {"methods": (SAM(),), "model": Partly},
     "one task": {"tasks": 1},
     "several inputs": {"inputs": series(), "model": Masked},
     "pixels": {"inputs": pictures(), "model": lambda: nn.Sequential(nn.Conv2d(1, 3, (2, 3)), nn.Flatten())},

@@ -489,7 +489,7 @@ class LocalEngine(Engine):
         grads = {name: grad[None] if self.alone else grad for name, grad in recording.unwritten().items()}
         if self._by_reach and self._reached is not None:
             grads = {name: grad for name, grad in grads.items() if name in self._reached}
-        kernels = self.updater.kernels(grads, None if some.everyone else some.tasks)
+        kernels = self.updater.kernels(grads, recording.grads, None if some.everyone else some.tasks)
         if kernels is None:  # an optimizer's first step, which may be that of the segment, is torch's own
             return None if step == group.first else False
         return Prepared(

@@ -181,15 +181,16 @@ class Updater:
         for i, own in self._shared_out(grads, tasks):
             self._step(i, own)
 
-    def kernels(self, grads: Params, tasks: Sequence[int] | None = None) -> list[Kernel] | None:
+    def kernels(self, grads: Params, names: Sequence[str], tasks: Sequence[int] | None = None) -> list[Kernel] | None:
         """Returns what takes the steps to come as `step` would, one for each optimizer, where kernels alone do.
 
         They may be called as long as nothing else changes the optimizers, or what steps are scaled by, and where
         gradients are not asked for.
 
         Args:
-            grads: like those to come, as in `step`, but for their numbers. Each is given its own, in this order: [k, …]
-                where one optimizer steps all these tasks, else […] of its one task.
+            grads: like those to come, as in `step`, but for their numbers.
+            names: of what each is given at a step, in order: these gradients, and maybe others, which it leaves alone;
+                [k, …] where one optimizer steps all these tasks, else […] of its one task.
             tasks: as in `step`.
 
         Returns:
@@ -198,7 +199,7 @@ class Updater:
         if self.fused and len(self._lanes_stepped_by(tasks)) != 1:
             return None
         found: list[Kernel] = []
-        places = {name: place for place, name in enumerate(grads)}
+        places = {name: place for place, name in enumerate(names)}
         for i, own in self._shared_out(grads, tasks):
             kernel = kernel_of(self._optimizers[i], own, self._factors[i])
             if kernel is None:
