@@ -33,7 +33,15 @@ from kinfold.engines.lift import Lift, detached, stacked
 from kinfold.engines.moves import layers_of
 from kinfold.engines.prepared import AT_ONCE, Prepared, steps_of
 from kinfold.engines.proposals import Donors, Here, Proposal
-from kinfold.engines.recording import Gradients, Recording, joint_looker_of, looker_of, recorder_of, tensors_in
+from kinfold.engines.recording import (
+    Gradients,
+    Recording,
+    joint_looker_of,
+    looker_of,
+    recorder_of,
+    tensors_in,
+    tensors_of,
+)
 from kinfold.engines.seen import Seen
 from kinfold.errors import InputError, RunError
 from kinfold.importing import one_line
@@ -482,7 +490,7 @@ class LocalEngine(Engine):
         batches = self._batches(some, group, range(step, group.last), rows)
         if recording is None and not isinstance(self.inputs, Streamed):
             batch = next(batches)
-            recording = self._recorder.find(*lies, batch, states, keys, self._temperature())
+            recording = self._recorder.find(tensors_of(*lies, batch, states, keys), batch, self._temperature())
             batches = itertools.chain((batch,), batches)
         if recording is None or (self._by_reach and self._reached is None):
             return None

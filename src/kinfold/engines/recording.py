@@ -185,18 +185,15 @@ class Recorder:
         self.latest = program
         return program(*tensors)
 
-    def find(
-        self,
-        params: Params,
-        frozen: Params,
-        buffers: Params,
-        batch: Batch,
-        states: list[State],
-        keys: Int64[Tensor, " *k"],
-        kind: Hashable,
-    ) -> Recording | None:
-        """Returns the recording that a call would replay, if there is one already."""
-        return self._programs.get(_key(tensors_of(params, frozen, buffers, batch, states, keys), batch, kind))
+    def find(self, tensors: Sequence[Tensor], batch: Batch, kind: Hashable) -> Recording | None:
+        """Returns the recording that a call would replay, if there is one already.
+
+        Args:
+            tensors: of the call's arguments (see `tensors_of`).
+            batch: what it would train on.
+            kind: as in a call.
+        """
+        return self._programs.get(_key(tensors, batch, kind))
 
     def refresh(self) -> bool:
         """Drops the recordings if an attribute of a module has changed since they were made; returns whether."""
